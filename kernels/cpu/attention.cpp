@@ -1,0 +1,317 @@
+// Causal attention, forward, as in FlashAttention (Dao 2023, "FlashAttention-2", algorithm 1): a block of queries walks
+// over the blocks of keys that it may see with a running maximum and sum per query, and the T x T scores exist one tile
+// at a time. Generation with a cache is the same walk over cached keys.
+//
+// A tile of scores is computed transposed, [keys, queries]. So each vector holds one key's scores for LANES queries:
+// maxima and sums over keys need no operation across lanes, and the tile of weights is already laid out as the weighted
+// sum of values wants it (summed index, the keys, first). On the diagonal, strips of the tile above it are skipped and
+// the rest masked.
+//
+// A unit of work is a block of queries of one (sequence, head), and units go to threads in contiguous runs of about
+// equal cost. A thread rotates and transposes the keys of a head once and keeps them, as far as its scratch reaches,
+// for all blocks of queries and all heads of the group that reads them.
+#include "attention.h"
+
+#include <cmath>
+
+#include "context.h"
+
+namespace mantou {
+namespace {
+
+// `queries` rows per sequence, of which row t sees the keys 0 .. start + t.
+struct Attention {
+  int64_t batch, queries, start, heads, kv_heads, dim;
+  float scale;
+  const float* q;
+  int64_t q_stride;
+  const float *k, *v;
+  int64_t kv_stride, kv_rows;  // kv_rows: rows from one sequence's keys to the next one's
+  const float *q_rope, *k_rope;
+  const int32_t* positions;  // [batch, queries] or null
+  float* output;
+  float* lse;  // may be null
+};
+
+template <int... I>
+constexpr IntVector lane_numbers(std::integer_sequence<int, I...>) {
+  return IntVector{I...};
+}
+
+constexpr IntVector LANE = lane_numbers(std::make_integer_sequence<int, LANES>());
+
+// One thread's scratch.
+class Worker {
+ public:
+  Worker(const Attention& problem, float* scratch) : p(problem), width(round_up(problem.dim, LANES)) {
+    scores = scratch;
+    rows = scores + BLOCK * BLOCK;
+    queries = rows + BLOCK * width;
+    sums = queries + BLOCK * width;
+    slots = sums + BLOCK * width;
+    slot_count = (scratch + SCRATCH_BYTES / 4 - slots) / (2 * BLOCK * width);
+  }
+
+  // Queries [block * BLOCK, ...) of head `head` of sequence `sequence`.
+  void run(int64_t sequence, int64_t head, int64_t block) {
+    const int64_t first = block * BLOCK;
+    const int64_t count = smaller(BLOCK, p.queries - first);
+    const int64_t row = sequence * p.queries + first;
+    const Rotation rotation = {p.q_rope, p.positions ? p.positions + row : nullptr, p.start + first};
+    load_tile(count, p.dim, width, p.q + row * p.q_stride + head * p.dim, p.q_stride, rotation, p.scale, rows);
+    transpose_tile(round_up(count, LANES), width, rows, width, queries);
+    for (int64_t i = 0; i < BLOCK; i++) maxima[i] = -INFINITY, totals[i] = 0;
+
+    const int64_t keys = p.start + first + count;
+    for (int64_t key = 0; key < keys; key += BLOCK) {
+      const float* tile = keys_and_values(sequence, head / (p.heads / p.kv_heads), key / BLOCK);
+      // How far the queries lie past the first key of the block: query i sees the block's keys 0 .. ahead + i.
+      add_block(count, smaller(BLOCK, keys - key), p.start + first - key, tile, tile + BLOCK * width, key > 0);
+    }
+
+    float* to = p.output + (row * p.heads + head) * p.dim;
+    for (int64_t i = 0; i < count; i++, to += p.heads * p.dim) {
+      const float factor = 1 / totals[i];
+      const float* sum = sums + i * width;
+      for_vectors(p.dim, [&](int64_t c, auto part) { store(to + c, load(sum + c) * factor, part); });
+    }
+    if (p.lse)
+      for (int64_t i = 0; i < count; i++)
+        p.lse[(sequence * p.heads + head) * p.queries + first + i] = maxima[i] + std::log(totals[i]);
+  }
+
+ private:
+  // Block `block` of keys, transposed, and behind it the values by rows.
+  const float* keys_and_values(int64_t sequence, int64_t kv_head, int64_t block) {
+    if (sequence != loaded_sequence || kv_head != loaded_head)
+      loaded_sequence = sequence, loaded_head = kv_head, loaded = 0;
+    float* slot = slots + smaller(block, slot_count - 1) * 2 * BLOCK * width;
+    if (block < loaded) return slot;
+    const int64_t first = block * BLOCK;
+    const int64_t count = smaller(BLOCK, p.start + p.queries - first);
+    const int64_t offset = (sequence * p.kv_rows + first) * p.kv_stride + kv_head * p.dim;
+    const int32_t* positions = p.positions ? p.positions + sequence * p.queries + first : nullptr;
+    load_tile(count, p.dim, width, p.k + offset, p.kv_stride, {p.k_rope, positions, first}, 1, rows);
+    transpose_tile(round_up(count, LANES), width, rows, width, slot);
+    load_tile(count, p.dim, width, p.v + offset, p.kv_stride, {}, 1, slot + BLOCK * width);
+    // The last slot is shared by all the blocks that have none of their own.
+    if (block < slot_count - 1) loaded = block + 1;
+    return slot;
+  }
+
+  // Adds the weights of `keys` keys to the running maxima, sums of weights and weighted sums of values.
+  void add_block(int64_t count, int64_t keys, int64_t ahead, const float* transposed_keys, const float* values,
+                 bool accumulate) {
+    const int64_t columns = round_up(count, LANES);
+    for (int64_t r = 0; r < keys; r += MR)
+      for (int64_t c = 0; c < columns; c += NR)
+        if (r <= ahead + c + NR - 1)
+          tile(smaller(MR, keys - r), smaller(NR, columns - c), p.dim, transposed_keys + r, BLOCK, queries + c, BLOCK,
+               scores + r * BLOCK + c, BLOCK, false);
+
+    float corrections[BLOCK];
+    bool corrected = false;
+    for (int64_t c = 0; c < columns; c += LANES) corrected |= weigh(c, keys, ahead + c, corrections + c);
+    if (accumulate && corrected)
+      for (int64_t i = 0; i < count; i++)
+        for (int64_t c = 0; c < width; c += LANES)
+          store(sums + i * width + c, load(sums + i * width + c) * corrections[i]);
+
+    for (int64_t i = 0; i < count; i += MR) {
+      const int64_t strip = smaller(MR, count - i);
+      const int64_t seen = smaller(keys, ahead + i + strip);
+      if (seen > 0)
+        multiply_tiles(strip, width, seen, scores + i, BLOCK, values, width, sums + i * width, width, accumulate);
+    }
+  }
+
+  // Turns the scores of the LANES queries in columns [c, c + LANES) into weights exp(score - maximum), 0 where the key
+  // lies past the query. `corrections` receives what earlier sums are to be multiplied by; false if that is 1.
+  bool weigh(int64_t c, int64_t keys, int64_t ahead, float* corrections) {
+    // Keys that all of the queries see, and keys that any of them sees.
+    const int64_t all = larger(0, smaller(keys, ahead + 1));
+    const int64_t any = larger(0, smaller(keys, ahead + LANES));
+    float* const column = scores + c;
+    const Vector before = load(maxima + c);
+    Vector most = before;
+    const auto seen = [&](int64_t key) { return LANE >= static_cast<int32_t>(key - ahead); };
+    for (int64_t key = 0; key < all; key++) most = maximum(load(column + key * BLOCK), most);
+    for (int64_t key = all; key < any; key++)
+      most = maximum(seen(key) ? load(column + key * BLOCK) : splat(-INFINITY), most);
+
+    Vector total{};
+    for (int64_t key = 0; key < all; key++) {
+      const Vector weight = exp(load(column + key * BLOCK) - most);
+      store(column + key * BLOCK, weight);
+      total += weight;
+    }
+    for (int64_t key = all; key < any; key++) {
+      const Vector weight = seen(key) ? exp(load(column + key * BLOCK) - most) : Vector{};
+      store(column + key * BLOCK, weight);
+      total += weight;
+    }
+    for (int64_t key = any; key < keys; key++) store(column + key * BLOCK, Vector{});
+
+    const Vector correction = exp(before - most);
+    store(corrections, correction);
+    store(maxima + c, most);
+    store(totals + c, load(totals + c) * correction + total);
+    for (int i = 0; i < LANES; i++)
+      if (corrections[i] != 1) return true;
+    return false;
+  }
+
+  const Attention& p;
+  const int64_t width;
+  float *scores, *rows, *queries, *sums, *slots;
+  int64_t slot_count;
+  float maxima[BLOCK], totals[BLOCK];
+  // Blocks [0, loaded) of the keys of this head lie in their slots.
+  int64_t loaded_sequence = -1, loaded_head = -1, loaded = 0;
+};
+
+void attend(const mantou_context* context, const Attention& p) {
+  const int64_t blocks = (p.queries + BLOCK - 1) / BLOCK;
+  // Block i costs as many blocks of keys as it sees; begin(i) of a head's cost lies before it.
+  const int64_t first_cost = p.start / BLOCK + 1;
+  const auto begin_of = [&](int64_t block) { return block * first_cost + block * (block - 1) / 2; };
+  const int64_t head_cost = begin_of(blocks);
+  const int64_t grain = larger(1, (int64_t{1} << 17) / (BLOCK * BLOCK * p.dim));
+  parallel_for(context, p.batch * p.heads * head_cost, grain, [&](int64_t begin, int64_t end, int thread) {
+    Worker worker(p, context->thread_scratch<float>(thread));
+    for (int64_t item = begin / head_cost; item * head_cost < end; item++)
+      for (int64_t block = 0; block < blocks; block++) {
+        const int64_t at = item * head_cost + begin_of(block);
+        if (begin <= at && at < end) worker.run(item / p.heads, item % p.heads, block);
+      }
+  });
+}
+
+// ---- one new token per sequence -------------------------------------------------------------------------------------
+
+// The inner products of q with LANES rows of k, of which the first `count` exist.
+Vector scores_of(int64_t dim, const float* q, const float* k, int64_t stride, int64_t count) {
+  Vector sum[LANES] = {};
+  for_vectors(dim, [&](int64_t c, auto part) {
+    const Vector value = load(q + c, part);
+    if (count == LANES) {
+      MANTOU_UNROLL for (int i = 0; i < LANES; i++) sum[i] += value * load(k + i * stride + c, part);
+    } else {
+      for (int64_t i = 0; i < count; i++) sum[i] += value * load(k + i * stride + c, part);
+    }
+  });
+  transpose(sum);
+  Vector total = sum[0];
+  MANTOU_UNROLL for (int i = 1; i < LANES; i++) total += sum[i];
+  return total;
+}
+
+// One query against `keys` cached keys: reads every key and value once, in place.
+void attend_one(int64_t keys, int64_t dim, const float* q, const float* k, const float* v, int64_t stride,
+                float* output) {
+  float weights[BLOCK], sum[MAX_HEAD_DIM], edge[BLOCK * LANES];
+  float most = -INFINITY, total = 0;
+  for (int64_t key = 0; key < keys; key += BLOCK) {
+    const int64_t count = smaller(BLOCK, keys - key);
+    Vector largest = splat(most);
+    for (int64_t i = 0; i < count; i += LANES) {
+      const int64_t some = smaller(LANES, count - i);
+      store(weights + i, scores_of(dim, q, k + (key + i) * stride, stride, some));
+      for (int64_t lane = some; lane < LANES; lane++) weights[i + lane] = -INFINITY;
+      largest = maximum(load(weights + i), largest);
+    }
+    const float before = most;
+    most = horizontal_max(largest);
+    Vector added{};
+    for (int64_t i = 0; i < count; i += LANES) {
+      const Vector weight = exp(load(weights + i) - most);
+      store(weights + i, weight);
+      added += weight;
+    }
+    const float correction = std::exp(before - most);
+    total = total * correction + horizontal_sum(added);
+    if (key > 0 && correction != 1)
+      for (int64_t c = 0; c < dim; c++) sum[c] *= correction;
+    const float* values = v + key * stride;
+    const int64_t whole = dim / LANES * LANES;
+    multiply_tiles(1, whole, count, weights, 1, values, stride, sum, MAX_HEAD_DIM, key > 0);
+    if (whole < dim) {
+      for (int64_t i = 0; i < count; i++)
+        store(edge + i * LANES, load(values + i * stride + whole, Part{dim - whole}));
+      tile(1, dim - whole, count, weights, 1, edge, LANES, sum + whole, MAX_HEAD_DIM, key > 0);
+    }
+  }
+  for (int64_t c = 0; c < dim; c++) output[c] = sum[c] / total;
+}
+
+void attend_last(const mantou_context* context, const Attention& p) {
+  const int64_t group = p.heads / p.kv_heads;
+  const int64_t keys = p.start + 1;
+  const int64_t grain = larger(1, (int64_t{1} << 14) / (keys * p.dim * group));
+  parallel_for(context, p.batch * p.kv_heads, grain, [&](int64_t begin, int64_t end, int) {
+    float q[MAX_HEAD_DIM];
+    for (int64_t item = begin; item < end; item++) {
+      const int64_t sequence = item / p.kv_heads, kv_head = item % p.kv_heads;
+      const int64_t offset = sequence * p.kv_rows * p.kv_stride + kv_head * p.dim;
+      for (int64_t head = kv_head * group; head < (kv_head + 1) * group; head++) {
+        const float* from = p.q + sequence * p.q_stride + head * p.dim;
+        if (p.q_rope) rotate_row(p.dim, p.q_rope + p.start * p.dim, false, from, q);
+        for (int64_t c = 0; c < p.dim; c++) q[c] = (p.q_rope ? q : from)[c] * p.scale;
+        attend_one(keys, p.dim, q, p.k + offset, p.v + offset, p.kv_stride,
+                   p.output + (sequence * p.heads + head) * p.dim);
+      }
+    }
+  });
+}
+
+}  // namespace
+}  // namespace mantou
+
+using namespace mantou;
+
+int32_t mantou_attention_forward(mantou_context* context, int32_t dtype, int64_t batch, int64_t sequence_length,
+                                 int64_t heads, int64_t kv_heads, int64_t head_dim, float scale, const void* q,
+                                 int64_t q_stride, const void* k, const void* v, int64_t kv_stride, const float* rope,
+                                 const int32_t* positions, void* output, float* lse) {
+  CHECK_ATTENTION(context, dtype, batch, sequence_length, heads, kv_heads, head_dim);
+  CHECK_STRIDES(q_stride, heads * head_dim, kv_stride, kv_heads * head_dim);
+  if (batch == 0 || sequence_length == 0) return MANTOU_OK;
+  CHECK(q && k && v && output && lse, "%s: q, k, v, output or lse is null", __func__);
+  attend(context, {batch, sequence_length, 0, heads, kv_heads, head_dim, scale, static_cast<const float*>(q), q_stride,
+                   static_cast<const float*>(k), static_cast<const float*>(v), kv_stride, sequence_length, rope, rope,
+                   positions, static_cast<float*>(output), lse});
+  return MANTOU_OK;
+}
+
+int32_t mantou_attention_cached(mantou_context* context, int32_t dtype, int64_t batch, int64_t length, int64_t start,
+                                int64_t capacity, int64_t heads, int64_t kv_heads, int64_t head_dim, float scale,
+                                const void* q, int64_t q_stride, const void* k, const void* v, int64_t kv_stride,
+                                const float* rope, void* k_cache, void* v_cache, void* output) {
+  CHECK_ATTENTION(context, dtype, batch, length, heads, kv_heads, head_dim);
+  CHECK_STRIDES(q_stride, heads * head_dim, kv_stride, kv_heads * head_dim);
+  CHECK(start >= 0 && start + length <= capacity,
+        "%s: tokens %lld .. %lld do not fit the cache's capacity of %lld", __func__, static_cast<long long>(start),
+        static_cast<long long>(start + length), static_cast<long long>(capacity));
+  if (batch == 0 || length == 0) return MANTOU_OK;
+  CHECK(q && k && v && k_cache && v_cache && output, "%s: q, k, v, a cache or output is null", __func__);
+  const int64_t width = kv_heads * head_dim;
+  auto* const keys = static_cast<float*>(k_cache);
+  auto* const values = static_cast<float*>(v_cache);
+  for (int64_t row = 0; row < batch * length; row++) {
+    const int64_t position = start + row % length;
+    const int64_t cached = (row / length * capacity + position) * width;
+    const float* key = static_cast<const float*>(k) + row * kv_stride;
+    for (int64_t c = 0; c < width; c += head_dim) {
+      if (rope) rotate_row(head_dim, rope + position * head_dim, false, key + c, keys + cached + c);
+      else std::memcpy(keys + cached + c, key + c, static_cast<size_t>(head_dim) * sizeof(float));
+    }
+    std::memcpy(values + cached, static_cast<const float*>(v) + row * kv_stride,
+                static_cast<size_t>(width) * sizeof(float));
+  }
+  const Attention problem = {batch, length, start, heads, kv_heads, head_dim, scale, static_cast<const float*>(q),
+                             q_stride, keys, values, width, capacity, rope, nullptr, nullptr,
+                             static_cast<float*>(output), nullptr};
+  if (length == 1) attend_last(context, problem);
+  else attend(context, problem);
+  return MANTOU_OK;
+}

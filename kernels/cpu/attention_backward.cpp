@@ -1,0 +1,239 @@
+// Causal attention, backward, as in FlashAttention-2 (Dao 2023, algorithm 2): the weights P are computed again from
+// q, k and the log-sum-exp of the forward pass, tile by tile. With delta = rowsum(doutput * output),
+//
+//   dV = P^T dO      dP = dO V^T      dS = P * (dP - delta)      dQ = scale dS K      dK = scale dS^T Q
+//
+// where Q and K are rotated; the gradients are rotated back as they are finished.
+//
+// A unit of work is a key/value head of one sequence, with all the query heads that read it, so that one thread sums
+// dK and dV in a fixed order. It walks the blocks of keys, and for each of them the blocks of queries from the diagonal
+// on: dK and dV of the block stay in scratch, dQ grows in its own memory, one block of keys after the other. What a
+// block of queries needs (Q and dO, by rows and transposed) is kept in the thread's scratch as far as that reaches.
+#include "attention.h"
+
+#include <cmath>
+
+#include "context.h"
+
+namespace mantou {
+namespace {
+
+struct Backward {
+  int64_t batch, length, heads, kv_heads, dim;
+  float scale;
+  const float* doutput;
+  const float* q;
+  int64_t q_stride;
+  const float *k, *v;
+  int64_t kv_stride;
+  const float* rope;
+  const int32_t* positions;
+  const float *output, *lse;
+  float *dq, *dk, *dv;
+  float* delta;  // [batch, heads, length]
+};
+
+// Q (rotated and scaled) and dO of a block of queries.
+struct Queries {
+  const float *transposed, *rows, *transposed_doutput, *doutput;
+};
+
+class Worker {
+ public:
+  Worker(const Backward& problem, float* scratch) : p(problem), width(round_up(problem.dim, LANES)) {
+    const int64_t size = BLOCK * width;
+    weights = scratch;
+    dscores = weights + BLOCK * BLOCK;
+    transposed_dscores = dscores + BLOCK * BLOCK;
+    rows = transposed_dscores + BLOCK * BLOCK;
+    keys = rows + size;
+    transposed_keys = keys + size;
+    transposed_values = transposed_keys + size;
+    dkeys = transposed_values + size;
+    dvalues = dkeys + size;
+    slots = dvalues + size;
+    slot_count = (scratch + SCRATCH_BYTES / 4 - slots) / (4 * size);
+  }
+
+  // All of a key/value head of a sequence.
+  void run(int64_t sequence, int64_t kv_head) {
+    const int64_t group = p.heads / p.kv_heads;
+    for (int64_t head = kv_head * group; head < (kv_head + 1) * group; head++) {
+      loaded = 0;
+      for (int64_t key = 0; key < p.length; key += BLOCK)
+        add_keys(sequence, head, kv_head, key, head > kv_head * group);
+    }
+  }
+
+ private:
+  Rotation rotation(int64_t row) const {
+    return {p.rope, p.positions ? p.positions + row : nullptr, row % p.length};
+  }
+
+  // The block of keys from `key` on, against all queries of `head`.
+  void add_keys(int64_t sequence, int64_t head, int64_t kv_head, int64_t key, bool accumulate) {
+    const int64_t count = smaller(BLOCK, p.length - key);
+    const int64_t padded = round_up(count, LANES);
+    const int64_t row = sequence * p.length + key;
+    const int64_t offset = row * p.kv_stride + kv_head * p.dim;
+    load_tile(count, p.dim, width, p.v + offset, p.kv_stride, {}, 1, rows);
+    transpose_tile(padded, width, rows, width, transposed_values);
+    load_tile(count, p.dim, width, p.k + offset, p.kv_stride, rotation(row), 1, keys);
+    transpose_tile(padded, width, keys, width, transposed_keys);
+    // By rows the keys serve dQ alone, which wants the scale.
+    for (int64_t i = 0; i < count * width; i += LANES) store(keys + i, load(keys + i) * p.scale);
+
+    for (int64_t query = key; query < p.length; query += BLOCK) add_tile(sequence, head, key, count, query);
+
+    for (int64_t i = 0; i < count; i++) {
+      if (p.rope) rotate_row(p.dim, rotation(row).row(i, p.dim), true, dkeys + i * width, dkeys + i * width);
+      write(dkeys + i * width, p.dk + offset + i * p.kv_stride, accumulate);
+      write(dvalues + i * width, p.dv + offset + i * p.kv_stride, accumulate);
+    }
+  }
+
+  // The tile of `count` keys from `key` on and the block of queries from `query` on.
+  void add_tile(int64_t sequence, int64_t head, int64_t key, int64_t count, int64_t query) {
+    const bool diagonal = query == key;
+    const int64_t queries = smaller(BLOCK, p.length - query);
+    const int64_t columns = round_up(count, LANES);
+    const Queries block = load_queries(sequence, head, query, key == 0);
+
+    for (int64_t r = 0; r < queries; r += MR) {
+      const int64_t strip = smaller(MR, queries - r);
+      // On the diagonal, query r sees keys 0 .. r.
+      const int64_t seen = diagonal ? smaller(columns, round_up(r + strip, LANES)) : columns;
+      multiply_tiles(strip, seen, p.dim, block.transposed + r, BLOCK, transposed_keys, BLOCK, weights + r * BLOCK,
+                     BLOCK, false);
+      multiply_tiles(strip, seen, p.dim, block.transposed_doutput + r, BLOCK, transposed_values, BLOCK,
+                     dscores + r * BLOCK, BLOCK, false);
+    }
+
+    const int64_t statistics = (sequence * p.heads + head) * p.length + query;
+    for (int64_t r = 0; r < queries; r++)
+      differentiate(diagonal ? r + 1 : count, columns, p.lse[statistics + r], p.delta[statistics + r],
+                    weights + r * BLOCK, dscores + r * BLOCK);
+    transpose_tile(round_up(queries, LANES), columns, dscores, BLOCK, transposed_dscores);
+
+    for (int64_t r = 0; r < count; r += MR) {
+      const int64_t strip = smaller(MR, count - r);
+      const int64_t first = diagonal ? r : 0;  // the first query that sees these keys
+      multiply_tiles(strip, width, queries - first, weights + first * BLOCK + r, BLOCK, block.doutput + first * width,
+                     width, dvalues + r * width, width, !diagonal);
+      multiply_tiles(strip, width, queries - first, dscores + first * BLOCK + r, BLOCK, block.rows + first * width,
+                     width, dkeys + r * width, width, !diagonal);
+    }
+
+    const int64_t row = sequence * p.length + query;
+    float* const dq = p.dq + row * p.q_stride + head * p.dim;
+    for (int64_t r = 0; r < queries; r += MR) {
+      const int64_t strip = smaller(MR, queries - r);
+      multiply_tiles(strip, p.dim, diagonal ? smaller(count, r + strip) : count, transposed_dscores + r, BLOCK, keys,
+                     width, dq + r * p.q_stride, p.q_stride, key > 0);
+    }
+    if (diagonal && p.rope)
+      for (int64_t r = 0; r < queries; r++)
+        rotate_row(p.dim, rotation(row).row(r, p.dim), true, dq + r * p.q_stride, dq + r * p.q_stride);
+  }
+
+  // A row of scores becomes weights exp(score - lse), and dweights become dscores; both 0 from key `seen` on.
+  static void differentiate(int64_t seen, int64_t columns, float lse, float delta, float* score, float* dscore) {
+    for_vectors(seen, [&](int64_t c, auto part) {
+      const Vector weight = exp(load(score + c, part, -INFINITY) - lse);
+      store(score + c, weight);
+      store(dscore + c, weight * (load(dscore + c, part) - delta));
+    });
+    for (int64_t c = round_up(seen, LANES); c < columns; c += LANES) {
+      store(score + c, Vector{});
+      store(dscore + c, Vector{});
+    }
+  }
+
+  // The block of queries from `query` on. delta is computed on the first walk.
+  Queries load_queries(int64_t sequence, int64_t head, int64_t query, bool first_walk) {
+    const int64_t size = BLOCK * width, block = query / BLOCK;
+    float* slot = slots + smaller(block, slot_count - 1) * 4 * size;
+    const Queries result = {slot, slot + size, slot + 2 * size, slot + 3 * size};
+    if (block < loaded) return result;
+    const int64_t count = smaller(BLOCK, p.length - query), padded = round_up(count, LANES);
+    const int64_t row = sequence * p.length + query;
+    const int64_t offset = (row * p.heads + head) * p.dim;
+    load_tile(count, p.dim, width, p.q + row * p.q_stride + head * p.dim, p.q_stride, rotation(row), p.scale,
+              slot + size);
+    transpose_tile(padded, width, slot + size, width, slot);
+    load_tile(count, p.dim, width, p.doutput + offset, p.heads * p.dim, {}, 1, slot + 3 * size);
+    transpose_tile(padded, width, slot + 3 * size, width, slot + 2 * size);
+    // The last slot is shared by all the blocks that have none of their own.
+    if (block < slot_count - 1) loaded = block + 1;
+    if (first_walk) {
+      float* const delta = p.delta + (sequence * p.heads + head) * p.length + query;
+      for (int64_t r = 0; r < count; r++) {
+        Vector sum{};
+        const float* const output = p.output + offset + r * p.heads * p.dim;
+        for_vectors(p.dim, [&](int64_t c, auto part) {
+          sum += load(slot + 3 * size + r * width + c) * load(output + c, part);
+        });
+        delta[r] = horizontal_sum(sum);
+      }
+    }
+    return result;
+  }
+
+  void write(const float* from, float* to, bool accumulate) const {
+    for_vectors(p.dim, [&](int64_t c, auto part) {
+      store(to + c, accumulate ? load(to + c, part) + load(from + c) : load(from + c), part);
+    });
+  }
+
+  const Backward& p;
+  const int64_t width;
+  float *weights, *dscores, *transposed_dscores, *rows, *keys, *transposed_keys, *transposed_values, *dkeys, *dvalues;
+  float* slots;
+  int64_t slot_count, loaded = 0;  // blocks [0, loaded) of this head's queries lie in their slots
+};
+
+}  // namespace
+}  // namespace mantou
+
+using namespace mantou;
+
+int64_t mantou_attention_backward_workspace(int64_t batch, int64_t sequence_length, int64_t heads, int64_t, int64_t) {
+  return batch * heads * sequence_length * static_cast<int64_t>(sizeof(float));
+}
+
+int32_t mantou_attention_backward(mantou_context* context, int32_t dtype, int64_t batch, int64_t sequence_length,
+                                  int64_t heads, int64_t kv_heads, int64_t head_dim, float scale, const void* doutput,
+                                  const void* q, int64_t q_stride, const void* k, const void* v, int64_t kv_stride,
+                                  const float* rope, const int32_t* positions, const void* output, const float* lse,
+                                  void* dq, void* dk, void* dv, void* workspace) {
+  CHECK_ATTENTION(context, dtype, batch, sequence_length, heads, kv_heads, head_dim);
+  CHECK_STRIDES(q_stride, heads * head_dim, kv_stride, kv_heads * head_dim);
+  if (batch == 0 || sequence_length == 0) return MANTOU_OK;
+  CHECK(doutput && q && k && v && output && lse, "%s: doutput, q, k, v, output or lse is null", __func__);
+  CHECK(dq && dk && dv && workspace, "%s: dq, dk, dv or workspace is null", __func__);
+  const Backward problem = {batch,
+                            sequence_length,
+                            heads,
+                            kv_heads,
+                            head_dim,
+                            scale,
+                            static_cast<const float*>(doutput),
+                            static_cast<const float*>(q),
+                            q_stride,
+                            static_cast<const float*>(k),
+                            static_cast<const float*>(v),
+                            kv_stride,
+                            rope,
+                            positions,
+                            static_cast<const float*>(output),
+                            lse,
+                            static_cast<float*>(dq),
+                            static_cast<float*>(dk),
+                            static_cast<float*>(dv),
+                            static_cast<float*>(workspace)};
+  parallel_for(context, batch * kv_heads, 1, [&](int64_t begin, int64_t end, int thread) {
+    Worker worker(problem, context->thread_scratch<float>(thread));
+    for (int64_t item = begin; item < end; item++) worker.run(item / kv_heads, item % kv_heads);
+  });
+  return MANTOU_OK;
+}

@@ -1,0 +1,95 @@
+// What every file of the CPU backend shares: the context, error reporting, argument checks and parallel loops.
+//
+// Shape of an operation's file: a kernel (static, plain loops over one row or block), then the exported entry, which
+// checks its arguments with CHECK and splits the work with parallel_for. Work is split by a rule that does not depend
+// on the number of threads wherever floating-point sums are involved, so results have the same bits on any machine
+// with the same instruction set.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "../mantou.h"
+
+// Bytes of scratch memory that each thread owns (packed blocks of matrices, attention tiles).
+constexpr int64_t SCRATCH_BYTES = int64_t{4} << 20;
+
+struct mantou_context {
+  int threads;
+  char* scratch;  // threads * SCRATCH_BYTES, aligned to 4096
+
+  template <typename T>
+  T* thread_scratch(int thread) const {
+    return reinterpret_cast<T*>(scratch + thread * SCRATCH_BYTES);
+  }
+};
+
+namespace mantou {
+
+// Keeps the text for mantou_last_error and returns `status`.
+__attribute__((format(printf, 2, 3))) int32_t fail(int32_t status, const char* format, ...);
+
+// Floats that a thread should have to pass over before it is worth waking: entering a parallel region costs 2 to 5
+// microseconds.
+constexpr int64_t GRAIN = 16384;
+
+// The same in rows of `dim` floats.
+constexpr int64_t grain_rows(int64_t dim) { return dim < GRAIN ? GRAIN / (dim > 0 ? dim : 1) : 1; }
+
+// Runs body(begin, end, thread) over [0, count) in contiguous pieces of at least `grain`, on the context's threads.
+// Threads take the pieces statically: piece t goes to thread t.
+template <typename Body>
+void parallel_for(const mantou_context* context, int64_t count, int64_t grain, const Body& body);
+
+// The same for loops over single elements: runs body(begin, end) over blocks of GRAIN elements. Blocks do not depend
+// on the number of threads, so neither do an element's place in its vector and the instructions that compute it.
+template <typename Body>
+void parallel_elements(const mantou_context* context, int64_t count, const Body& body);
+
+}  // namespace mantou
+
+// Returns MANTOU_INVALID_ARGUMENT from the calling function, naming it and what was wrong, unless `condition` holds.
+#define CHECK(condition, ...)                                                     \
+  do {                                                                            \
+    if (!(condition)) return mantou::fail(MANTOU_INVALID_ARGUMENT, __VA_ARGS__); \
+  } while (0)
+
+#define CHECK_NOT_NULL(pointer) CHECK((pointer) != nullptr, "%s: " #pointer " is null", __func__)
+
+#define CHECK_NOT_NEGATIVE(size) \
+  CHECK((size) >= 0, "%s: " #size " is %lld; it must not be negative", __func__, static_cast<long long>(size))
+
+// The CPU backend computes in float32 only, so far.
+#define CHECK_DTYPE(dtype)                                                                                          \
+  do {                                                                                                              \
+    if ((dtype) == MANTOU_BFLOAT16)                                                                                 \
+      return mantou::fail(MANTOU_UNSUPPORTED, "%s: bfloat16 is not available on the CPU yet; use float32", __func__); \
+    CHECK((dtype) == MANTOU_FLOAT32, "%s: unknown dtype %d", __func__, (dtype));                                    \
+  } while (0)
+
+#include <omp.h>
+
+template <typename Body>
+void mantou::parallel_for(const mantou_context* context, int64_t count, int64_t grain, const Body& body) {
+  if (count <= 0) return;
+  const int64_t most = (count + grain - 1) / grain;
+  const int threads = static_cast<int>(most < context->threads ? most : context->threads);
+  if (threads <= 1) {
+    body(int64_t{0}, count, 0);
+    return;
+  }
+#pragma omp parallel num_threads(threads)
+  {
+    const int thread = omp_get_thread_num();
+    const int64_t team = omp_get_num_threads();
+    body(count * thread / team, count * (thread + 1) / team, thread);
+  }
+}
+
+template <typename Body>
+void mantou::parallel_elements(const mantou_context* context, int64_t count, const Body& body) {
+  parallel_for(context, count / GRAIN + (count % GRAIN != 0), 1, [&](int64_t first, int64_t last, int) {
+    for (int64_t begin = first * GRAIN; first < last; first++, begin += GRAIN)
+      body(begin, count - begin < GRAIN ? count : begin + GRAIN);
+  });
+}

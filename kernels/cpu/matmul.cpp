@@ -1,0 +1,241 @@
+// Matrix product, blocked as in Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (ACM TOMS
+// 34, 2008), and BLIS.
+//
+// C is cut into one rectangle per thread (whole tiles; k is never divided among threads, so the bits of the result do
+// not depend on their number). Within its rectangle a thread walks, from the outside in:
+//   - blocks of KC steps of k: both operands shrink to panels of that depth;
+//   - blocks of MC rows and of NC columns. The NC columns of op(B) are packed once per block into panels of NR columns
+//     and stay in the second-level cache while all MC rows pass over them;
+//   - strips of MR rows. A strip of op(A) is packed when the first block of columns meets it, k-major, and lies in the
+//     first-level cache while all panels of B stream past it;
+//   - tiles of MR x NR, which tile.h keeps in registers.
+// Packing makes all four transpositions look alike, turns strided reads into streams and costs one pass over each
+// operand. It goes to the thread's own scratch, so that threads never wait for each other.
+//
+// A product of few rows with a transposed B (a step of generation: y = x W^T) would spend its time packing weights that
+// it reads once: it takes inner products of the rows of x and W instead.
+#include "context.h"
+#include "tile.h"
+
+namespace mantou {
+namespace {
+
+// KC * NC floats of B: at most half of a usual second-level cache.
+constexpr int64_t KC = LANES == 16 ? 384 : 256;
+constexpr int64_t NC = LANES == 16 ? 512 : round_up(256, NR);
+constexpr int64_t SCRATCH_FLOATS = SCRATCH_BYTES / 4;
+// The rest of the scratch holds A; a strip may spill one vector past its end.
+constexpr int64_t MC = (SCRATCH_FLOATS - KC * NC - LANES) / KC / MR * MR;
+
+// The most rows of A that are multiplied by inner products.
+constexpr int64_t FEW_ROWS = 4;
+
+// Below this many multiply-adds per thread, starting threads costs more than it gains.
+constexpr int64_t THREAD_WORK = 1 << 17;
+
+struct Product {
+  bool transpose_a, transpose_b;
+  int64_t m, n, k;
+  const float* a;
+  int64_t lda;
+  const float* b;
+  int64_t ldb;
+  float* c;
+  int64_t ldc;
+  bool accumulate;
+};
+
+// ---- packing --------------------------------------------------------------------------------------------------------
+
+// Writes `rows` rows of length k, transposed, to packed[p * WIDTH + row], `rows` <= WIDTH. Where WIDTH is not a
+// multiple of LANES, step p spills into step p + 1, which is written after it.
+template <int WIDTH>
+void pack_rows(int64_t rows, int64_t k, const float* from, int64_t stride, float* packed) {
+  static_assert(WIDTH < LANES || WIDTH % LANES == 0, "a spill must not hit another group of rows");
+  for (int64_t r = 0; r < rows; r += LANES) {
+    const int64_t group = smaller(LANES, rows - r);
+    for (int64_t p = 0; p < k; p += LANES) {
+      const int64_t steps = smaller(LANES, k - p);
+      const float* corner = from + r * stride + p;
+      Vector block[LANES];
+      if (group == LANES && steps == LANES) {
+        MANTOU_UNROLL for (int i = 0; i < LANES; i++) block[i] = load(corner + i * stride);
+      } else {
+        for (int64_t i = 0; i < LANES; i++) block[i] = i < group ? load(corner + i * stride, Part{steps}) : Vector{};
+      }
+      transpose(block);
+      float* to = packed + p * WIDTH + r;
+      if (steps == LANES) {
+        MANTOU_UNROLL for (int i = 0; i < LANES; i++) store(to + i * WIDTH, block[i]);
+      } else {
+        for (int64_t i = 0; i < steps; i++) store(to + i * WIDTH, block[i]);
+      }
+    }
+  }
+}
+
+// Writes k rows of `columns` <= WIDTH floats to packed[p * WIDTH + column], zeros after them.
+template <int WIDTH>
+void pack_columns(int64_t columns, int64_t k, const float* from, int64_t stride, float* packed) {
+  if (columns == WIDTH) {
+    for (int64_t p = 0; p < k; p++) std::memcpy(packed + p * WIDTH, from + p * stride, WIDTH * sizeof(float));
+    return;
+  }
+  for (int64_t p = 0; p < k; p++)
+    for (int64_t j = 0; j < WIDTH; j++) packed[p * WIDTH + j] = j < columns ? from[p * stride + j] : 0;
+}
+
+void pack_a(const Product& product, int64_t row, int64_t rows, int64_t p, int64_t k, float* packed) {
+  if (product.transpose_a) pack_columns<MR>(rows, k, product.a + p * product.lda + row, product.lda, packed);
+  else pack_rows<MR>(rows, k, product.a + row * product.lda + p, product.lda, packed);
+}
+
+void pack_b(const Product& product, int64_t column, int64_t columns, int64_t p, int64_t k, float* packed) {
+  if (product.transpose_b) pack_rows<NR>(columns, k, product.b + column * product.ldb + p, product.ldb, packed);
+  else pack_columns<NR>(columns, k, product.b + p * product.ldb + column, product.ldb, packed);
+}
+
+// ---- one thread's rectangle -----------------------------------------------------------------------------------------
+
+// Rows [m0, m1) and columns [n0, n1) of C.
+void multiply_rectangle(const Product& product, int64_t m0, int64_t m1, int64_t n0, int64_t n1, float* scratch) {
+  float* const packed_b = scratch;
+  float* const packed_a = scratch + KC * NC;
+  // Blocks of k of nearly equal depth: a short last one would pay for the whole of C again.
+  const int64_t blocks = (product.k + KC - 1) / KC;
+  for (int64_t block = 0; block < blocks; block++) {
+    const int64_t p = product.k * block / blocks;
+    const int64_t depth = product.k * (block + 1) / blocks - p;
+    const bool accumulate = product.accumulate || block > 0;
+    for (int64_t i0 = m0; i0 < m1; i0 += MC) {
+      const int64_t i1 = smaller(i0 + MC, m1);
+      for (int64_t j0 = n0; j0 < n1; j0 += NC) {
+        const int64_t j1 = smaller(j0 + NC, n1);
+        for (int64_t j = j0; j < j1; j += NR)
+          pack_b(product, j, smaller(NR, j1 - j), p, depth, packed_b + (j - j0) * depth);
+        for (int64_t i = i0; i < i1; i += MR) {
+          const int64_t rows = smaller(MR, i1 - i);
+          float* const strip = packed_a + (i - i0) * depth;
+          if (j0 == n0) pack_a(product, i, rows, p, depth, strip);
+          for (int64_t j = j0; j < j1; j += NR)
+            tile(rows, smaller(NR, j1 - j), depth, strip, MR, packed_b + (j - j0) * depth, NR,
+                 product.c + i * product.ldc + j, product.ldc, accumulate);
+        }
+      }
+    }
+  }
+}
+
+// Divides C into a grid of rectangles for `threads` threads and multiplies.
+void multiply(const mantou_context* context, const Product& product) {
+  const int64_t strips = (product.m + MR - 1) / MR, panels = (product.n + NR - 1) / NR;
+  const int64_t worth = product.m * product.n / 64 * product.k / (THREAD_WORK / 64);
+  const int64_t threads = larger(1, smaller(context->threads, worth));
+  // The grid whose largest rectangle takes least: rows * columns multiply-adds a step, and rows + columns packed
+  // floats, each as dear as about 16 of the multiply-adds.
+  int64_t down = 1, across = 1, least = INT64_MAX;
+  for (int64_t d = 1; d <= smaller(threads, strips); d++) {
+    const int64_t a = smaller(threads / d, panels);
+    const int64_t rows = (strips + d - 1) / d * MR, columns = (panels + a - 1) / a * NR;
+    const int64_t cost = rows * columns + 16 * (rows + columns);
+    if (cost < least) least = cost, down = d, across = a;
+  }
+  parallel_for(context, down * across, 1, [&](int64_t begin, int64_t end, int thread) {
+    for (int64_t cell = begin; cell < end; cell++) {
+      const int64_t i = cell / across, j = cell % across;
+      multiply_rectangle(product, strips * i / down * MR, smaller(product.m, strips * (i + 1) / down * MR),
+                         panels * j / across * NR, smaller(product.n, panels * (j + 1) / across * NR),
+                         context->thread_scratch<float>(thread));
+    }
+  });
+}
+
+// ---- few rows -------------------------------------------------------------------------------------------------------
+
+// c[i * ldc + j] (+)= x[i] . w[j] for ROWS rows of x and COLUMNS of w.
+template <int ROWS, int COLUMNS>
+void inner_products(int64_t k, const float* x, int64_t ldx, const float* w, int64_t ldw, float* c, int64_t ldc,
+                    bool accumulate) {
+  Vector sum[ROWS][COLUMNS] = {};
+  for_vectors(k, [&](int64_t p, auto part) {
+    Vector weight[COLUMNS];
+    MANTOU_UNROLL for (int j = 0; j < COLUMNS; j++) weight[j] = load(w + j * ldw + p, part);
+    MANTOU_UNROLL for (int i = 0; i < ROWS; i++) {
+      const Vector value = load(x + i * ldx + p, part);
+      MANTOU_UNROLL for (int j = 0; j < COLUMNS; j++) sum[i][j] += value * weight[j];
+    }
+  });
+  for (int i = 0; i < ROWS; i++)
+    for (int j = 0; j < COLUMNS; j++) {
+      const float value = horizontal_sum(sum[i][j]);
+      c[i * ldc + j] = accumulate ? c[i * ldc + j] + value : value;
+    }
+}
+
+template <int ROWS>
+void multiply_few_rows(const mantou_context* context, const Product& product) {
+  const int64_t grain = larger(4, THREAD_WORK / larger(1, ROWS * product.k));
+  parallel_for(context, product.n, grain, [&](int64_t begin, int64_t end, int) {
+    const float* w = product.b + begin * product.ldb;
+    int64_t j = begin;
+    for (; j + 4 <= end; j += 4, w += 4 * product.ldb)
+      inner_products<ROWS, 4>(product.k, product.a, product.lda, w, product.ldb, product.c + j, product.ldc,
+                              product.accumulate);
+    for (; j < end; j++, w += product.ldb)
+      inner_products<ROWS, 1>(product.k, product.a, product.lda, w, product.ldb, product.c + j, product.ldc,
+                              product.accumulate);
+  });
+}
+
+}  // namespace
+}  // namespace mantou
+
+using namespace mantou;
+
+int32_t mantou_matmul(mantou_context* context, int32_t transpose_a, int32_t transpose_b, int64_t m, int64_t n,
+                      int64_t k, int32_t input_dtype, const void* a, int64_t lda, const void* b, int64_t ldb,
+                      int32_t output_dtype, void* c, int64_t ldc, int32_t accumulate) {
+  CHECK(context, "%s: context is null", __func__);
+  CHECK_DTYPE(input_dtype);
+  CHECK_DTYPE(output_dtype);
+  CHECK(m >= 0 && n >= 0 && k >= 0, "%s: sizes must not be negative, got m = %lld, n = %lld, k = %lld", __func__,
+        static_cast<long long>(m), static_cast<long long>(n), static_cast<long long>(k));
+  if (m == 0 || n == 0) return MANTOU_OK;
+  CHECK(c, "%s: c is null", __func__);
+  CHECK(ldc >= n, "%s: ldc = %lld is less than n = %lld", __func__, static_cast<long long>(ldc),
+        static_cast<long long>(n));
+  float* const output = static_cast<float*>(c);
+  if (k == 0) {
+    if (!accumulate)
+      for (int64_t i = 0; i < m; i++) std::memset(output + i * ldc, 0, static_cast<size_t>(n) * sizeof(float));
+    return MANTOU_OK;
+  }
+  CHECK(a && b, "%s: %s is null", __func__, a ? "b" : "a");
+  CHECK(lda >= (transpose_a ? m : k), "%s: lda = %lld is less than a row of A, %lld", __func__,
+        static_cast<long long>(lda), static_cast<long long>(transpose_a ? m : k));
+  CHECK(ldb >= (transpose_b ? k : n), "%s: ldb = %lld is less than a row of B, %lld", __func__,
+        static_cast<long long>(ldb), static_cast<long long>(transpose_b ? k : n));
+  const Product product = {transpose_a != 0,
+                           transpose_b != 0,
+                           m,
+                           n,
+                           k,
+                           static_cast<const float*>(a),
+                           lda,
+                           static_cast<const float*>(b),
+                           ldb,
+                           output,
+                           ldc,
+                           accumulate != 0};
+  if (m <= FEW_ROWS && product.transpose_b && !product.transpose_a) {
+    switch (m) {
+      case 1: multiply_few_rows<1>(context, product); break;
+      case 2: multiply_few_rows<2>(context, product); break;
+      case 3: multiply_few_rows<3>(context, product); break;
+      default: multiply_few_rows<4>(context, product); break;
+    }
+    return MANTOU_OK;
+  }
+  multiply(context, product);
+  return MANTOU_OK;
+}

@@ -1,0 +1,35 @@
+// Rotary position embedding as an operation of its own; attention rotates q and k as it loads them.
+#include "rope.h"
+
+#include "context.h"
+
+using namespace mantou;
+
+int32_t mantou_rope(mantou_context* context, int32_t dtype, int64_t rows, int64_t sequence_length, int64_t heads,
+                    int64_t head_dim, const float* rope, const int32_t* positions, const void* input,
+                    int64_t input_stride, void* output, int64_t output_stride, int32_t inverse) {
+  CHECK(context, "%s: context is null", __func__);
+  CHECK_DTYPE(dtype);
+  CHECK(rows >= 0 && heads >= 0 && head_dim >= 0, "%s: sizes must not be negative", __func__);
+  if (rows == 0 || heads == 0 || head_dim == 0) return MANTOU_OK;
+  CHECK(head_dim % 2 == 0, "%s: head_dim must be even, got %lld", __func__, static_cast<long long>(head_dim));
+  CHECK(positions || sequence_length > 0, "%s: sequence_length must be positive where positions is null, got %lld",
+        __func__, static_cast<long long>(sequence_length));
+  CHECK(rope && input && output, "%s: rope, input or output is null", __func__);
+  CHECK(input_stride >= heads * head_dim && output_stride >= heads * head_dim,
+        "%s: strides %lld and %lld must be at least heads * head_dim = %lld", __func__,
+        static_cast<long long>(input_stride), static_cast<long long>(output_stride),
+        static_cast<long long>(heads * head_dim));
+  const auto* from = static_cast<const float*>(input);
+  auto* const to = static_cast<float*>(output);
+  const int64_t grain = larger(1, (int64_t{1} << 14) / (heads * head_dim));
+  parallel_for(context, rows, grain, [&](int64_t begin, int64_t end, int) {
+    for (int64_t row = begin; row < end; row++) {
+      const int64_t position = positions ? positions[row] : row % sequence_length;
+      for (int64_t head = 0; head < heads; head++)
+        rotate_row(head_dim, rope + position * head_dim, inverse != 0, from + row * input_stride + head * head_dim,
+                   to + row * output_stride + head * head_dim);
+    }
+  });
+  return MANTOU_OK;
+}

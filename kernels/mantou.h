@@ -1,0 +1,271 @@
+/*
+ * Mantou's C ABI: everything that the TypeScript side asks of a native backend. kernels/cpu implements it in C++,
+ * kernels/cuda in CUDA; both export exactly these symbols.
+ *
+ * Conventions
+ * - Every function returns a status (MANTOU_OK = 0) unless it returns a size or a text. After a failure
+ *   mantou_last_error() describes it; the text belongs to the calling thread and lives until its next call.
+ * - Functions never abort and never throw. They check what they can see: null pointers, negative sizes, unsupported
+ *   dtypes. The caller answers for the sizes of the memory behind the pointers.
+ * - "Device memory" is what mantou_malloc returns. On the CPU it is ordinary memory. Pointer arguments are device
+ *   memory unless their comment says "host".
+ * - Operations are queued on the context's compute stream and may still run when the call returns; the CPU backend
+ *   has finished by then. Nothing is allocated inside an operation: scratch memory comes in as `workspace`, at least
+ *   as large as the matching *_workspace function says, or is part of the context.
+ * - Tensors are row-major and dense unless a stride (counted in elements) is given. Sizes and offsets are 64-bit.
+ * - `dtype` is the type of activations and weights (MANTOU_FLOAT32 or MANTOU_BFLOAT16); statistics, losses, gradients
+ *   of parameters and optimizer state are always float32.
+ * - Gradients of parameters are added to (+=), gradients of activations are written (=), unless said otherwise.
+ * - Results do not depend on timing: the same call on the same input gives the same bits.
+ * - Aliasing: an output may be one of the inputs only where the comment says so.
+ */
+#ifndef MANTOU_H
+#define MANTOU_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define MANTOU_API __attribute__((visibility("default")))
+#define MANTOU_ABI_VERSION 1
+
+enum mantou_status {
+  MANTOU_OK = 0,
+  MANTOU_INVALID_ARGUMENT = 1,
+  MANTOU_OUT_OF_MEMORY = 2,
+  MANTOU_UNSUPPORTED = 3,
+  MANTOU_IO_ERROR = 4,
+  MANTOU_DEVICE_ERROR = 5
+};
+
+enum mantou_dtype { MANTOU_FLOAT32 = 0, MANTOU_BFLOAT16 = 1 };
+
+enum mantou_stream { MANTOU_COMPUTE_STREAM = 0, MANTOU_COPY_STREAM = 1 };
+
+/* A device with its streams, its threads and its scratch memory. Used by one thread at a time. */
+typedef struct mantou_context mantou_context;
+
+/* A file mapped into memory, read-only. */
+typedef struct mantou_file mantou_file;
+
+/* ---- library and context ---------------------------------------------------------------------------------------- */
+
+/* MANTOU_ABI_VERSION of the library. */
+MANTOU_API int32_t mantou_abi_version(void);
+
+/* "cpu" or "cuda". */
+MANTOU_API const char* mantou_backend(void);
+
+/* What went wrong in this thread's last failing call. Never null. */
+MANTOU_API const char* mantou_last_error(void);
+
+/* `device`: ordinal of the GPU, ignored on the CPU. `threads`: CPU threads to use, 0 for as many as this process may
+ * run on. `context`: host, receives the context. */
+MANTOU_API int32_t mantou_context_create(int32_t device, int32_t threads, mantou_context** context);
+
+/* Destroys the context; memory allocated from it must have been freed. Null is allowed. */
+MANTOU_API int32_t mantou_context_destroy(mantou_context* context);
+
+/* Writes a line such as "Intel(R) Xeon(R), 2 threads, AVX-512" to `text` (host, `capacity` bytes, NUL-terminated). */
+MANTOU_API int32_t mantou_context_describe(mantou_context* context, char* text, int64_t capacity);
+
+/* ---- memory and streams ----------------------------------------------------------------------------------------- */
+
+/* Zero-filled device memory, aligned to 256 bytes. `memory`: host, receives the address. */
+MANTOU_API int32_t mantou_malloc(mantou_context* context, int64_t bytes, void** memory);
+MANTOU_API int32_t mantou_free(mantou_context* context, void* memory);
+
+/* Host memory that copies to and from the device fast (page-locked on CUDA), zero-filled. */
+MANTOU_API int32_t mantou_malloc_host(mantou_context* context, int64_t bytes, void** memory);
+MANTOU_API int32_t mantou_free_host(mantou_context* context, void* memory);
+
+/* Copies between host and device memory in any direction, after the work queued so far, and returns when done. */
+MANTOU_API int32_t mantou_copy(mantou_context* context, void* destination, const void* source, int64_t bytes);
+
+/* The same, queued on `stream`; host memory must come from mantou_malloc_host and stay untouched until then. */
+MANTOU_API int32_t mantou_copy_async(mantou_context* context, void* destination, const void* source, int64_t bytes,
+                                     int32_t stream);
+
+/* Sets every byte to `value` (0..255). */
+MANTOU_API int32_t mantou_fill(mantou_context* context, void* memory, int32_t value, int64_t bytes);
+
+/* Work queued on `waiting` from now on starts after what is queued on `signalling` so far. */
+MANTOU_API int32_t mantou_stream_wait(mantou_context* context, int32_t waiting, int32_t signalling);
+
+/* Returns when everything queued is done; reports errors that happened on the way. */
+MANTOU_API int32_t mantou_synchronize(mantou_context* context);
+
+/* ---- token files (host) ----------------------------------------------------------------------------------------- */
+
+/* Maps the file at `path` (host, UTF-8, NUL-terminated) read-only. `file`: host, receives the handle. */
+MANTOU_API int32_t mantou_file_map(const char* path, mantou_file** file);
+MANTOU_API int32_t mantou_file_unmap(mantou_file* file);
+
+/* The file's present size in bytes, asked of the file system. `bytes`: host. */
+MANTOU_API int32_t mantou_file_size(mantou_file* file, int64_t* bytes);
+
+/* Copies `bytes` bytes at `offset` to `destination` (host). */
+MANTOU_API int32_t mantou_file_read(mantou_file* file, int64_t offset, int64_t bytes, void* destination);
+
+/* Copies `count` runs of `length` tokens to `tokens` (host, int32 [count, length]). Run i starts at token starts[i]
+ * (host, whole numbers) of an array of little-endian unsigned integers, `width` bytes each (2 or 4), that begins
+ * `offset` bytes into the file. A token >= vocab_size or a run past the end is MANTOU_INVALID_ARGUMENT. */
+MANTOU_API int32_t mantou_file_gather(mantou_file* file, int64_t offset, int32_t width, int64_t count, int64_t length,
+                                      const double* starts, int64_t vocab_size, int32_t* tokens);
+
+/* ---- elementwise ------------------------------------------------------------------------------------------------ */
+
+/* output[i] = input[i], converted from input_dtype to output_dtype (round to nearest even). */
+MANTOU_API int32_t mantou_cast(mantou_context* context, int64_t count, int32_t input_dtype, const void* input,
+                               int32_t output_dtype, void* output);
+
+/* output = a + b; output may be a or b. */
+MANTOU_API int32_t mantou_add(mantou_context* context, int32_t dtype, int64_t count, const void* a, const void* b,
+                              void* output);
+
+/* values *= *factor, float32. */
+MANTOU_API int32_t mantou_scale(mantou_context* context, int64_t count, float* values, const float* factor);
+
+/* *result = scale * sum(values), float32, summed in a fixed order; added to *result if accumulate != 0. */
+MANTOU_API int32_t mantou_sum(mantou_context* context, int64_t count, const float* values, float scale,
+                              int32_t accumulate, float* result);
+
+/* SiLU(x) = x * sigmoid(x); output may be input. */
+MANTOU_API int32_t mantou_silu_forward(mantou_context* context, int32_t dtype, int64_t count, const void* input,
+                                       void* output);
+
+/* dinput = doutput * SiLU'(input); dinput may be doutput or input. */
+MANTOU_API int32_t mantou_silu_backward(mantou_context* context, int32_t dtype, int64_t count, const void* doutput,
+                                        const void* input, void* dinput);
+
+/* gate_up [rows, 2 * dim] holds gate (first half) and up: output [rows, dim] = SiLU(gate) * up. */
+MANTOU_API int32_t mantou_swiglu_forward(mantou_context* context, int32_t dtype, int64_t rows, int64_t dim,
+                                         const void* gate_up, void* output);
+
+/* dgate_up may be gate_up. */
+MANTOU_API int32_t mantou_swiglu_backward(mantou_context* context, int32_t dtype, int64_t rows, int64_t dim,
+                                          const void* doutput, const void* gate_up, void* dgate_up);
+
+/* ---- matrix product --------------------------------------------------------------------------------------------- */
+
+/* C [m, n] = op(A) [m, k] * op(B) [k, n], plus C if accumulate != 0. op(X) is X, or its transpose where
+ * transpose_x != 0; lda, ldb, ldc are the row strides of the matrices as they lie in memory. A and B have input_dtype,
+ * C has output_dtype; sums are float32. k = 0 gives zeros. */
+MANTOU_API int32_t mantou_matmul(mantou_context* context, int32_t transpose_a, int32_t transpose_b, int64_t m,
+                                 int64_t n, int64_t k, int32_t input_dtype, const void* a, int64_t lda, const void* b,
+                                 int64_t ldb, int32_t output_dtype, void* c, int64_t ldc, int32_t accumulate);
+
+/* ---- embedding -------------------------------------------------------------------------------------------------- */
+
+/* output [rows, dim] = weight[tokens[row], :]; tokens int32 [rows], weight [vocab_size, dim]. */
+MANTOU_API int32_t mantou_embedding_forward(mantou_context* context, int32_t dtype, int64_t rows, int64_t vocab_size,
+                                            int64_t dim, const int32_t* tokens, const void* weight, void* output);
+
+MANTOU_API int64_t mantou_embedding_backward_workspace(int64_t rows, int64_t vocab_size, int64_t dim);
+
+/* dweight[tokens[row], :] += doutput[row, :], in row order. */
+MANTOU_API int32_t mantou_embedding_backward(mantou_context* context, int32_t dtype, int64_t rows, int64_t vocab_size,
+                                             int64_t dim, const int32_t* tokens, const void* doutput, float* dweight,
+                                             void* workspace);
+
+/* ---- RMSNorm, with the residual addition in front of it --------------------------------------------------------- */
+
+/* x = input + residual (residual may be null: x = input); sum = x if sum is not null (sum may be input or residual);
+ * rstd[row] = 1 / sqrt(mean(x^2) + eps); output = x * rstd * gain. All [rows, dim], gain [dim]. */
+MANTOU_API int32_t mantou_rmsnorm_forward(mantou_context* context, int32_t dtype, int64_t rows, int64_t dim, float eps,
+                                          const void* input, const void* residual, const void* gain, void* sum,
+                                          void* output, float* rstd);
+
+MANTOU_API int64_t mantou_rmsnorm_backward_workspace(int64_t rows, int64_t dim);
+
+/* x is the normalised sum of the forward pass. dinput = gradient through the norm + dresidual (may be null); dinput may
+ * be doutput or dresidual. dgain += ... */
+MANTOU_API int32_t mantou_rmsnorm_backward(mantou_context* context, int32_t dtype, int64_t rows, int64_t dim,
+                                           const void* doutput, const void* x, const void* gain, const float* rstd,
+                                           const void* dresidual, void* dinput, float* dgain, void* workspace);
+
+/* ---- attention -------------------------------------------------------------------------------------------------- */
+
+/* Rotates the pairs (2i, 2i+1) of every head: input and output [rows, heads, head_dim] with row strides. `rope` is a
+ * float32 table [positions, head_dim / 2, 2] of cos and sin. Row r stands at positions[r] (int32), or at
+ * r % sequence_length where positions is null. inverse != 0 rotates back. output may be input. */
+MANTOU_API int32_t mantou_rope(mantou_context* context, int32_t dtype, int64_t rows, int64_t sequence_length,
+                               int64_t heads, int64_t head_dim, const float* rope, const int32_t* positions,
+                               const void* input, int64_t input_stride, void* output, int64_t output_stride,
+                               int32_t inverse);
+
+/* Causal attention. Row r = b * sequence_length + t of q holds heads * head_dim values, of k and v kv_heads *
+ * head_dim; q_stride and kv_stride are row strides, so that q, k and v may be parts of one packed product. Query head
+ * h reads key/value head h / (heads / kv_heads). Scores are scaled by `scale`. If `rope` is not null, q and k are
+ * rotated as in mantou_rope (positions int32 [batch, sequence_length] or null). output [rows, heads * head_dim];
+ * lse float32 [batch, heads, sequence_length] receives the natural log-sum-exp of the scaled scores. */
+MANTOU_API int32_t mantou_attention_forward(mantou_context* context, int32_t dtype, int64_t batch,
+                                            int64_t sequence_length, int64_t heads, int64_t kv_heads, int64_t head_dim,
+                                            float scale, const void* q, int64_t q_stride, const void* k, const void* v,
+                                            int64_t kv_stride, const float* rope, const int32_t* positions,
+                                            void* output, float* lse);
+
+MANTOU_API int64_t mantou_attention_backward_workspace(int64_t batch, int64_t sequence_length, int64_t heads,
+                                                       int64_t kv_heads, int64_t head_dim);
+
+/* dq has q_stride, dk and dv have kv_stride; gradients are with respect to q and k before rotation. */
+MANTOU_API int32_t mantou_attention_backward(mantou_context* context, int32_t dtype, int64_t batch,
+                                             int64_t sequence_length, int64_t heads, int64_t kv_heads,
+                                             int64_t head_dim, float scale, const void* doutput, const void* q,
+                                             int64_t q_stride, const void* k, const void* v, int64_t kv_stride,
+                                             const float* rope, const int32_t* positions, const void* output,
+                                             const float* lse, void* dq, void* dk, void* dv, void* workspace);
+
+/* Generation: q, k, v hold `length` new tokens per sequence at positions start .. start + length - 1. Rotates k (if rope
+ * is not null), appends k and v to the caches [batch, capacity, kv_heads, head_dim], and attends causally over
+ * everything up to each token. start + length <= capacity. */
+MANTOU_API int32_t mantou_attention_cached(mantou_context* context, int32_t dtype, int64_t batch, int64_t length,
+                                           int64_t start, int64_t capacity, int64_t heads, int64_t kv_heads,
+                                           int64_t head_dim, float scale, const void* q, int64_t q_stride,
+                                           const void* k, const void* v, int64_t kv_stride, const float* rope,
+                                           void* k_cache, void* v_cache, void* output);
+
+/* softmax(scale * q k^T, masked) v with q [batch, queries, dk], k [batch, keys, dk], v [batch, keys, dv]. mask: uint8
+ * [batch, queries, keys], 1 = attend, or null; a row masked everywhere gives the mean of v. */
+MANTOU_API int32_t mantou_attention_masked(mantou_context* context, int32_t dtype, int64_t batch, int64_t queries,
+                                           int64_t keys, int64_t dk, int64_t dv, float scale, const void* q,
+                                           const void* k, const void* v, const uint8_t* mask, void* output);
+
+/* ---- softmax and loss ------------------------------------------------------------------------------------------- */
+
+/* Softmax over the middle axis of [outer, dim, inner]; output may be input. */
+MANTOU_API int32_t mantou_softmax(mantou_context* context, int32_t dtype, int64_t outer, int64_t dim, int64_t inner,
+                                  const void* input, void* output);
+
+/* losses[row] = logsumexp(logits[row, :vocab_size]) - logits[row, targets[row]], float32. If gradient_scale is not 0,
+ * logits are overwritten by gradient_scale * (softmax - onehot); columns past vocab_size (up to stride) by 0. */
+MANTOU_API int32_t mantou_cross_entropy(mantou_context* context, int32_t dtype, int64_t rows, int64_t vocab_size,
+                                        void* logits, int64_t stride, const int32_t* targets, float gradient_scale,
+                                        float* losses);
+
+/* ---- optimizer -------------------------------------------------------------------------------------------------- */
+
+MANTOU_API int64_t mantou_gradient_norm_workspace(int64_t count);
+
+/* result[0] = ||gradients||_2, result[1] = min(1, max_norm / (norm + eps)), or 1 where max_norm <= 0. Summed in a fixed
+ * order. */
+MANTOU_API int32_t mantou_gradient_norm(mantou_context* context, int64_t count, const float* gradients, float max_norm,
+                                        float eps, float* result, void* workspace);
+
+/* AdamW with decoupled weight decay (Loshchilov & Hutter 2019), decay first:
+ *   w -= lr * decay * w;  m, v: moving averages of g and g^2;  w -= lr * (m / c1) / (sqrt(v / c2) + eps)
+ * with g = gradient * *gradient_factor (1 where null). scalars: float32 [3] = lr, c1 = 1 - beta1^t, c2 = 1 - beta2^t.
+ * Element i belongs to the first range r with i < range_ends[r] (int64 [ranges], ascending, last = count) and decays
+ * by range_decays[r] (float32 [ranges]). master: float32 copy of the weights where dtype is not float32, else null. */
+MANTOU_API int32_t mantou_adamw(mantou_context* context, int32_t dtype, int64_t count, void* weights, float* master,
+                                const float* gradients, float* first_moments, float* second_moments,
+                                const float* scalars, const float* gradient_factor, float beta1, float beta2, float eps,
+                                int32_t ranges, const int64_t* range_ends, const float* range_decays);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
