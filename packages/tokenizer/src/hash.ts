@@ -1,0 +1,47 @@
+/**
+ * A content hash in plain, synchronous TypeScript: two 32-bit lanes in the manner of MurmurHash3, 64 bits together. It
+ * tells tokenizers apart and finds damaged files; it is no protection against forgery.
+ */
+import { encodeUtf8 } from "./utf8.ts";
+
+export class ContentHash {
+  #a = 0x9747b28c;
+  #b = 0x3c6ef372;
+  #count = 0;
+
+  /** A whole number from -2³¹ to 2³² - 1. */
+  number(value: number): void {
+    let k = Math.imul(value, 0xcc9e2d51);
+    k = (k << 15) | (k >>> 17);
+    this.#a ^= Math.imul(k, 0x1b873593);
+    this.#a = (this.#a << 13) | (this.#a >>> 19);
+    this.#a = (Math.imul(this.#a, 5) + 0xe6546b64) | 0;
+    k = Math.imul(value ^ 0x5bd1e995, 0x85ebca77);
+    k = (k << 13) | (k >>> 19);
+    this.#b ^= Math.imul(k, 0xc2b2ae3d);
+    this.#b = (this.#b << 11) | (this.#b >>> 21);
+    this.#b = (Math.imul(this.#b, 9) + 0x27d4eb2f) | 0;
+    this.#count++;
+  }
+
+  /** The length and then each byte. */
+  bytes(bytes: Uint8Array): void {
+    this.number(bytes.length);
+    for (let i = 0; i < bytes.length; i++) this.number(bytes[i]);
+  }
+
+  text(text: string): void {
+    this.bytes(encodeUtf8(text));
+  }
+
+  /** 16 hexadecimal digits. */
+  digest(): string {
+    const finish = (h: number): string => {
+      h ^= this.#count;
+      h = Math.imul(h ^ (h >>> 16), 0x85ebca6b);
+      h = Math.imul(h ^ (h >>> 13), 0xc2b2ae35);
+      return ((h ^ (h >>> 16)) >>> 0).toString(16).padStart(8, "0");
+    };
+    return finish(this.#a) + finish(this.#b);
+  }
+}

@@ -1,0 +1,261 @@
+/**
+ * Counting pre-tokens: how often each distinct piece occurs. Pieces are hashed in place, from the bytes of the feed's
+ * buffer. Short ones live in an open-addressed table of 16-byte entries (an 11-byte key with its length, and the count);
+ * longer ones in a second table whose keys lie in one growing arena. Memory grows with distinct pieces, not with the
+ * input, and no string or object is made per piece.
+ */
+import { TokenizerError } from "./errors.ts";
+import { type Sink, TextFeed } from "./feed.ts";
+import { resolvePattern } from "./patterns.ts";
+import { SpecialMatcher } from "./special.ts";
+
+/** Distinct pieces and their counts: piece i is `bytes[offsets[i], offsets[i + 1])` and occurred `counts[i]` times. */
+export interface PretokenCounts {
+  bytes: Uint8Array;
+  /** One more than there are pieces. */
+  offsets: Int32Array;
+  /** Exact up to 2⁵³. */
+  counts: Float64Array;
+}
+
+/** Longest key, in bytes, of the table of short pieces. */
+const SHORT = 11;
+/** A count that reaches this is moved to a number of more bits. */
+const SPILL = 2 ** 30;
+
+const FIRST_CAPACITY = 1 << 14;
+
+/** Masks that keep the first n bytes of the first, second and third little-endian word. */
+const MASK_0 = new Int32Array(SHORT + 1);
+const MASK_1 = new Int32Array(SHORT + 1);
+const MASK_2 = new Int32Array(SHORT + 1);
+for (let n = 0; n <= SHORT; n++) {
+  const mask = (bytes: number): number => (bytes <= 0 ? 0 : bytes >= 4 ? -1 : (1 << (8 * bytes)) - 1);
+  MASK_0[n] = mask(n);
+  MASK_1[n] = mask(n - 4);
+  MASK_2[n] = mask(n - 8);
+}
+
+export class PretokenCounter implements Sink {
+  /** Entries of four words: bytes 0–3, bytes 4–7, bytes 8–10 with the length on top (0: free), count. */
+  #short = new Int32Array(FIRST_CAPACITY * 4);
+  #shortShift = 32 - Math.log2(FIRST_CAPACITY);
+  #shortSize = 0;
+  /** Entries of four words: hash, offset in the arena, length (0: free), count. */
+  #long = new Int32Array(FIRST_CAPACITY * 4);
+  #longShift = 32 - Math.log2(FIRST_CAPACITY);
+  #longSize = 0;
+  #arena = new Uint8Array(1 << 16);
+  #arenaSize = 0;
+  /** Keys whose count went over SPILL, once for each time. */
+  #spilledShort: [w0: number, w1: number, w2: number][] = [];
+  #spilledLong: number[] = []; // offsets in the arena
+
+  /** Number of distinct pieces so far. */
+  get size(): number {
+    return this.#shortSize + this.#longSize;
+  }
+
+  special(): void {
+    // special tokens are no part of the text
+  }
+
+  pieces(bytes: Uint8Array, view: DataView, start: number, ends: Int32Array, count: number): void {
+    // room for the whole batch at once keeps the check out of the loop
+    while ((this.#shortSize + count) * 2 > this.#short.length >> 2) this.#growShort();
+    const table = this.#short;
+    const mask = table.length - 1;
+    const shift = this.#shortShift;
+    let added = 0;
+    for (let i = 0; i < count; i++) {
+      const end = ends[i];
+      const length = end - start;
+      if (length > SHORT) {
+        this.#addLong(bytes, view, start, length);
+        start = end;
+        continue;
+      }
+      const w0 = view.getInt32(start, true) & MASK_0[length];
+      const w1 = view.getInt32(start + 4, true) & MASK_1[length];
+      const w2 = (view.getInt32(start + 8, true) & MASK_2[length]) | (length << 24);
+      start = end;
+      let slot = (hashWords(w0, w1, w2) >>> shift) << 2;
+      for (;;) {
+        if (table[slot + 2] === w2 && table[slot] === w0 && table[slot + 1] === w1) {
+          const total = table[slot + 3] + 1;
+          table[slot + 3] = total;
+          if (total === SPILL) {
+            table[slot + 3] = 0;
+            this.#spilledShort.push([w0, w1, w2]);
+          }
+          break;
+        }
+        if (table[slot + 2] === 0) {
+          table[slot] = w0;
+          table[slot + 1] = w1;
+          table[slot + 2] = w2;
+          table[slot + 3] = 1;
+          added++;
+          break;
+        }
+        slot = (slot + 4) & mask;
+      }
+    }
+    this.#shortSize += added;
+  }
+
+  #addLong(bytes: Uint8Array, view: DataView, start: number, length: number): void {
+    const hash = hashBytes(view, start, length);
+    const table = this.#long;
+    const mask = table.length - 1;
+    const arena = this.#arena;
+    let slot = (hash >>> this.#longShift) << 2;
+    for (; table[slot + 2] !== 0; slot = (slot + 4) & mask) {
+      if (table[slot] !== hash || table[slot + 2] !== length) continue;
+      const offset = table[slot + 1];
+      let i = 0;
+      while (i < length && arena[offset + i] === bytes[start + i]) i++;
+      if (i < length) continue;
+      const total = table[slot + 3] + 1;
+      table[slot + 3] = total;
+      if (total === SPILL) {
+        table[slot + 3] = 0;
+        this.#spilledLong.push(offset);
+      }
+      return;
+    }
+    table[slot] = hash;
+    table[slot + 1] = this.#arenaSize;
+    table[slot + 2] = length;
+    table[slot + 3] = 1;
+    this.#longSize++;
+    const size = this.#arenaSize + length;
+    if (size > arena.length) {
+      if (size > 2 ** 31 - 1)
+        throw new TokenizerError("the distinct pre-tokens of more than 11 bytes exceed 2 GiB in all");
+      const grown = new Uint8Array(Math.min(Math.max(arena.length * 2, size), 2 ** 31));
+      grown.set(arena);
+      this.#arena = grown;
+    }
+    this.#arena.set(bytes.subarray(start, start + length), this.#arenaSize);
+    this.#arenaSize = size;
+    if (this.#longSize * 2 > table.length >> 2) {
+      this.#longShift--;
+      this.#long = rehash(table, this.#longShift, (at) => table[at]);
+    }
+  }
+
+  #growShort(): void {
+    const table = this.#short;
+    this.#shortShift--;
+    this.#short = rehash(table, this.#shortShift, (at) => hashWords(table[at], table[at + 1], table[at + 2]));
+  }
+
+  /** The counts so far. */
+  counts(): PretokenCounts {
+    const short = this.#short;
+    const long = this.#long;
+    let byteLength = this.#arenaSize;
+    for (let at = 0; at < short.length; at += 4) byteLength += short[at + 2] >>> 24;
+    if (byteLength > 2 ** 31 - 1) throw new TokenizerError("the distinct pre-tokens exceed 2 GiB in all");
+    const bytes = new Uint8Array(byteLength);
+    const offsets = new Int32Array(this.size + 1);
+    const counts = new Float64Array(this.size);
+    const spilledShort = new Map<string, number>();
+    for (const words of this.#spilledShort) {
+      const key = words.join();
+      spilledShort.set(key, (spilledShort.get(key) ?? 0) + SPILL);
+    }
+    const spilledLong = new Map<number, number>();
+    for (const offset of this.#spilledLong) spilledLong.set(offset, (spilledLong.get(offset) ?? 0) + SPILL);
+    let n = 0;
+    let end = 0;
+    for (let at = 0; at < short.length; at += 4) {
+      const length = short[at + 2] >>> 24;
+      if (length === 0) continue;
+      for (let i = 0; i < length; i++) bytes[end++] = short[at + (i >> 2)] >>> (8 * (i & 3));
+      const key = spilledShort.size > 0 ? `${short[at]},${short[at + 1]},${short[at + 2]}` : "";
+      counts[n] = short[at + 3] + (spilledShort.get(key) ?? 0);
+      offsets[++n] = end;
+    }
+    for (let at = 0; at < long.length; at += 4) {
+      const length = long[at + 2];
+      if (length === 0) continue;
+      const offset = long[at + 1];
+      bytes.set(this.#arena.subarray(offset, offset + length), end);
+      end += length;
+      counts[n] = long[at + 3] + (spilledLong.get(offset) ?? 0);
+      offsets[++n] = end;
+    }
+    return { bytes, offsets, counts };
+  }
+}
+
+/** Hash of a short key; the high bits are the good ones. */
+function hashWords(w0: number, w1: number, w2: number): number {
+  const h = Math.imul(w0 ^ Math.imul(w1 ^ Math.imul(w2, 0x85ebca6b), 0xc2b2ae35), 0x9e3779b1);
+  return Math.imul(h ^ (h >>> 15), 0x85ebca6b);
+}
+
+/** Hash of `length` ≥ 4 bytes. */
+function hashBytes(view: DataView, start: number, length: number): number {
+  const last = start + length - 4;
+  let h = length;
+  for (let p = start; p < last; p += 4) {
+    h = Math.imul(h ^ view.getInt32(p, true), 0x9e3779b1);
+    h ^= h >>> 15;
+  }
+  h = Math.imul(h ^ view.getInt32(last, true), 0x85ebca6b);
+  return Math.imul(h ^ (h >>> 15), 0xc2b2ae35);
+}
+
+/** A table of twice the size; `hashAt(at)` is the hash of the old entry at word `at`. */
+function rehash(table: Int32Array, shift: number, hashAt: (at: number) => number): Int32Array<ArrayBuffer> {
+  const grown = new Int32Array(table.length * 2);
+  const mask = grown.length - 1;
+  for (let at = 0; at < table.length; at += 4) {
+    if (table[at + 2] === 0) continue;
+    let slot = (hashAt(at) >>> shift) << 2;
+    while (grown[slot + 2] !== 0) slot = (slot + 4) & mask;
+    for (let i = 0; i < 4; i++) grown[slot + i] = table[at + i];
+  }
+  return grown;
+}
+
+export interface CountOptions {
+  /** Cut the text; no piece contains one, and they are not counted. */
+  specialTokens?: readonly string[];
+  /** Name of a pattern or a regular expression; default "gpt2". */
+  pattern?: string;
+}
+
+/** Counts the pre-tokens of texts that come in chunks. */
+export class PretokenStream {
+  readonly #counter = new PretokenCounter();
+  readonly #feed: TextFeed;
+
+  constructor({ specialTokens = [], pattern = "gpt2" }: CountOptions = {}) {
+    const specials = new Map(specialTokens.map((token, index) => [token, index]));
+    this.#feed = new TextFeed(
+      resolvePattern(pattern),
+      specials.size > 0 ? new SpecialMatcher(specials) : null,
+      this.#counter,
+    );
+  }
+
+  /** The next chunk of the current text; it may be cut anywhere. */
+  push(chunk: string | Uint8Array): void {
+    this.#feed.push(chunk);
+  }
+
+  /** Ends the current text (a file, say): no piece goes beyond it. */
+  endText(): void {
+    this.#feed.finish();
+  }
+
+  /** Ends the current text and returns the counts of all texts so far. */
+  finish(): PretokenCounts {
+    this.endText();
+    return this.#counter.counts();
+  }
+}

@@ -1,0 +1,121 @@
+/**
+ * From texts to a vocabulary: checks the options, counts pre-tokens, runs the trainer and adds the special tokens. Ids
+ * are the bytes 0–255, the merges in order, then the special tokens in the order given, each once.
+ */
+import { TokenizerError } from "./errors.ts";
+import { type PretokenCounts, PretokenStream } from "./pretokens.ts";
+import { trainBpe, trainBpeAsync, type TrainBpeOptions, type TrainBpeResult } from "./train.ts";
+import { encodeUtf8 } from "./utf8.ts";
+import { MAX_IDS, type TokenizerOptions } from "./vocabulary.ts";
+
+/** Text, or its UTF-8 bytes. */
+export type TextChunk = string | Uint8Array;
+
+export interface TrainProgress {
+  phase: "count" | "merge";
+  /** Counting: bytes (of strings: UTF-16 code units) read so far. Merging: merges learnt so far. */
+  done: number;
+  /** Merging: merges asked for. Counting: bytes in all where that is known, otherwise undefined. */
+  total: number | undefined;
+}
+
+export interface TrainOptions {
+  /** Size of the vocabulary, bytes and special tokens included; a text too small for it yields fewer merges. */
+  vocabSize: number;
+  /** Tokens that cut the text and get ids behind the merges; a token given twice counts once. */
+  specialTokens?: readonly string[];
+  /** Name of a pattern or the source of a regular expression; default "gpt2". */
+  pattern?: string;
+  /** Pairs that occur less often are not merged; default 1. */
+  minFrequency?: number;
+  /** Called now and then, at least once per phase. */
+  onProgress?: (progress: TrainProgress) => void;
+  /** Stops the training; the call then throws the signal's reason. */
+  signal?: AbortSignal;
+}
+
+/** A training run up to the point where the counts are complete. */
+export class TrainingRun {
+  readonly #options: TrainOptions;
+  readonly #specialTokens: string[];
+  readonly #mergeOptions: TrainBpeOptions;
+  readonly #stream: PretokenStream;
+  readonly #total: number | undefined;
+  #read = 0;
+
+  /**
+   * @param totalBytes size of the whole text, if known, for the progress.
+   * @throws if the options contradict each other, before anything is read.
+   */
+  constructor(options: TrainOptions, totalBytes?: number) {
+    const { vocabSize, specialTokens = [], pattern = "gpt2", minFrequency = 1, onProgress, signal } = options;
+    for (const token of specialTokens) {
+      if (typeof token !== "string") throw new TokenizerError(`special token ${String(token)} is not a string`);
+      if (token === "") throw new TokenizerError("a special token is empty: leave it out");
+    }
+    const texts = new Map<string, string>();
+    for (const token of specialTokens) {
+      const bytes = encodeUtf8(token);
+      if (bytes.length === 1) {
+        throw new TokenizerError(
+          `special token ${JSON.stringify(token)} is a single byte, which is token ${bytes[0]} already`,
+        );
+      }
+      const other = texts.get(bytes.join());
+      if (other !== undefined && other !== token) {
+        throw new TokenizerError(
+          `special tokens ${JSON.stringify(other)} and ${JSON.stringify(token)} are the same bytes`,
+        );
+      }
+      texts.set(bytes.join(), token);
+    }
+    this.#specialTokens = [...texts.values()];
+    const least = 256 + this.#specialTokens.length;
+    if (!Number.isInteger(vocabSize) || vocabSize < least || vocabSize > MAX_IDS) {
+      throw new TokenizerError(
+        `vocabSize is ${vocabSize}: it must be a whole number of at least ${least} ` +
+          `(256 bytes and ${this.#specialTokens.length} special tokens) and at most ${MAX_IDS}`,
+      );
+    }
+    if (!(minFrequency >= 1)) throw new TokenizerError(`minFrequency is ${minFrequency}: it must be at least 1`);
+    this.#options = options;
+    this.#mergeOptions = {
+      numMerges: vocabSize - least,
+      minFrequency,
+      signal,
+      onProgress: onProgress && ((done, total) => onProgress({ phase: "merge", done, total })),
+    };
+    this.#stream = new PretokenStream({ specialTokens: this.#specialTokens, pattern });
+    this.#total = totalBytes;
+  }
+
+  push(chunk: TextChunk): void {
+    this.#options.signal?.throwIfAborted();
+    this.#stream.push(chunk);
+    this.#read += chunk.length;
+    this.#options.onProgress?.({ phase: "count", done: this.#read, total: this.#total });
+  }
+
+  /** Ends a text among several, a file: no token goes across. */
+  endText(): void {
+    this.#stream.endText();
+  }
+
+  finish(): TokenizerOptions {
+    return this.#withSpecials(trainBpe(this.#counts(), this.#mergeOptions));
+  }
+
+  /** The same, letting other work run in between. */
+  async finishAsync(): Promise<TokenizerOptions> {
+    return this.#withSpecials(await trainBpeAsync(this.#counts(), this.#mergeOptions));
+  }
+
+  #counts(): PretokenCounts {
+    return this.#stream.finish();
+  }
+
+  #withSpecials({ vocab, merges }: TrainBpeResult): TokenizerOptions {
+    for (const token of this.#specialTokens) vocab.set(vocab.size, encodeUtf8(token));
+    return { vocab, merges, specialTokens: this.#specialTokens, pattern: this.#options.pattern };
+  }
+}

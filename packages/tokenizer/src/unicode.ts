@@ -1,0 +1,131 @@
+/**
+ * Character classes and UTF-8 by table. Everything works on bytes: text is never turned into strings here. A byte that
+ * is not part of well-formed UTF-8 counts as one character of class OTHER, so every byte string can be scanned.
+ */
+import { CLASS_RUNS } from "./unicode-data.ts";
+
+export { UNICODE_VERSION } from "./unicode-data.ts";
+
+/** Anything that is not a letter, a number or white space: `[^\s\p{L}\p{N}]`. */
+export const OTHER = 0;
+/** `\p{L}` */
+export const LETTER = 1;
+/** `\p{N}` */
+export const NUMBER = 2;
+/** Unicode White_Space: U+0085 is one, U+FEFF is not (JavaScript's `\s` says the opposite of both). */
+export const SPACE = 3;
+/** In ASCII_CLASS only: the byte starts or continues a multi-byte character; ask `charAt`. */
+export const MULTIBYTE = 4;
+
+const BLOCK_BITS = 7;
+const BLOCK_SIZE = 1 << BLOCK_BITS;
+
+/** Two-stage table: code point → block of 128 → class. Blocks of a single class are shared. */
+function expandRuns(runs: string): { blocks: Uint8Array; classes: Uint8Array } {
+  const letters: Record<string, number> = { O: OTHER, L: LETTER, N: NUMBER, S: SPACE };
+  const blocks = new Uint8Array(0x110000 >> BLOCK_BITS);
+  const classes: number[] = [];
+  const uniform = new Map<number, number>();
+  let current: number[] = [];
+  let codePoint = 0;
+  const closeBlock = (): void => {
+    blocks[(codePoint - 1) >> BLOCK_BITS] = classes.length >> BLOCK_BITS;
+    for (const value of current) classes.push(value);
+    current = [];
+  };
+  for (const [, length, letter] of runs.matchAll(/([0-9a-z]+)([A-Z])/g)) {
+    const value = letters[letter];
+    const end = codePoint + parseInt(length, 36);
+    while (codePoint < end) {
+      if (current.length === 0 && codePoint + BLOCK_SIZE <= end) {
+        let index = uniform.get(value);
+        if (index === undefined) {
+          index = classes.length >> BLOCK_BITS;
+          uniform.set(value, index);
+          for (let i = 0; i < BLOCK_SIZE; i++) classes.push(value);
+        }
+        blocks[codePoint >> BLOCK_BITS] = index;
+        codePoint += BLOCK_SIZE;
+        continue;
+      }
+      current.push(value);
+      codePoint++;
+      if (current.length === BLOCK_SIZE) closeBlock();
+    }
+  }
+  if (classes.length >> BLOCK_BITS > 256) throw new Error("the Unicode table has more than 256 blocks");
+  return { blocks, classes: Uint8Array.from(classes) };
+}
+
+const { blocks: BLOCKS, classes: CLASSES } = expandRuns(CLASS_RUNS);
+
+/** Class of each byte that is a character of its own; MULTIBYTE for 0x80 and above. */
+export const ASCII_CLASS = new Uint8Array(256).map((_, byte) => (byte < 0x80 ? classOf(byte) : MULTIBYTE));
+
+/** Class of a code point: OTHER, LETTER, NUMBER or SPACE. */
+export function classOf(codePoint: number): number {
+  return CLASSES[(BLOCKS[codePoint >> BLOCK_BITS] << BLOCK_BITS) | (codePoint & (BLOCK_SIZE - 1))];
+}
+
+/**
+ * The character that starts at `bytes[p]`, as `(length << 3) | class`: one number, so that the scanners allocate nothing.
+ * Malformed, overlong and truncated sequences and encoded surrogates are `(1 << 3) | OTHER`, one byte at a time.
+ */
+export function charAt(bytes: Uint8Array, p: number, end: number): number {
+  const b0 = bytes[p];
+  if (b0 < 0x80) return 8 | ASCII_CLASS[b0];
+  if (b0 < 0xe0) {
+    if (b0 < 0xc2 || p + 2 > end) return 8 | OTHER;
+    const b1 = bytes[p + 1];
+    if ((b1 & 0xc0) !== 0x80) return 8 | OTHER;
+    return 16 | classOf(((b0 & 0x1f) << 6) | (b1 & 0x3f));
+  }
+  if (b0 < 0xf0) {
+    if (p + 3 > end) return 8 | OTHER;
+    const b1 = bytes[p + 1];
+    const b2 = bytes[p + 2];
+    if ((b1 & 0xc0) !== 0x80 || (b2 & 0xc0) !== 0x80) return 8 | OTHER;
+    const codePoint = ((b0 & 0x0f) << 12) | ((b1 & 0x3f) << 6) | (b2 & 0x3f);
+    if (codePoint < 0x800 || (codePoint & 0xf800) === 0xd800) return 8 | OTHER;
+    return 24 | classOf(codePoint);
+  }
+  if (b0 > 0xf4 || p + 4 > end) return 8 | OTHER;
+  const b1 = bytes[p + 1];
+  const b2 = bytes[p + 2];
+  const b3 = bytes[p + 3];
+  if ((b1 & 0xc0) !== 0x80 || (b2 & 0xc0) !== 0x80 || (b3 & 0xc0) !== 0x80) return 8 | OTHER;
+  const codePoint = ((b0 & 0x07) << 18) | ((b1 & 0x3f) << 12) | ((b2 & 0x3f) << 6) | (b3 & 0x3f);
+  if (codePoint < 0x10000 || codePoint > 0x10ffff) return 8 | OTHER;
+  return 32 | classOf(codePoint);
+}
+
+/**
+ * Where `bytes[start, end)` stops being decided: `end`, or the start of a multi-byte character whose last bytes have not
+ * come yet.
+ */
+export function completeEnd(bytes: Uint8Array, start: number, end: number): number {
+  for (let p = end - 1; p >= start && p >= end - 3; p--) {
+    const byte = bytes[p];
+    if (byte < 0x80) return end;
+    if (byte < 0xc0) continue;
+    const length = byte < 0xe0 ? 2 : byte < 0xf0 ? 3 : 4;
+    return p + length > end ? p : end;
+  }
+  return end;
+}
+
+/**
+ * Length of what TextDecoder turns into one character at `bytes[p]`: a well-formed sequence, or the longest malformed
+ * stretch that becomes a single U+FFFD (Encoding Standard, "maximal subpart").
+ */
+export function decodedLength(bytes: Uint8Array, p: number, end: number): number {
+  const whole = charAt(bytes, p, end) >> 3;
+  const b0 = bytes[p];
+  if (whole > 1 || b0 < 0xe0 || b0 > 0xf4 || p + 1 >= end) return whole;
+  const b1 = bytes[p + 1];
+  const low = b0 === 0xe0 ? 0xa0 : b0 === 0xf0 ? 0x90 : 0x80;
+  const high = b0 === 0xed ? 0x9f : b0 === 0xf4 ? 0x8f : 0xbf;
+  if (b1 < low || b1 > high) return 1;
+  if (b0 < 0xf0 || p + 2 >= end) return 2;
+  return (bytes[p + 2] & 0xc0) === 0x80 ? 3 : 2;
+}

@@ -1,0 +1,199 @@
+/**
+ * A vocabulary in the form that the hot paths want: all tokens' bytes in one array, an open-addressed table from bytes to
+ * ids and one from pairs of ids to merges. Ids may be any numbers: nothing here assumes that byte b has id b or that
+ * merges are numbered in order.
+ */
+import { TokenizerError } from "./errors.ts";
+import { encodeUtf8 } from "./utf8.ts";
+
+export interface TokenizerOptions {
+  /** Bytes of every token, special tokens included, by id. All 256 single bytes must be there. */
+  vocab: ReadonlyMap<number, Uint8Array>;
+  /** Pairs of tokens in the order in which they are merged; both and their concatenation are in the vocabulary. */
+  merges: readonly (readonly [left: Uint8Array, right: Uint8Array])[];
+  /** Tokens that are found as a whole, before anything else; each must be in the vocabulary. */
+  specialTokens?: readonly string[];
+  /** Name of a pre-tokenisation pattern or the source of a regular expression; default "gpt2". */
+  pattern?: string;
+}
+
+/** Ids are below this (16,777,216), so that tables indexed by id stay reasonable. */
+export const MAX_IDS = 2 ** 24;
+
+/** A token as an error message shows it. */
+export function showToken(bytes: Uint8Array): string {
+  try {
+    return JSON.stringify(new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes));
+  } catch {
+    return `0x${Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("")}`;
+  }
+}
+
+export class Vocabulary {
+  /** Greatest id + 1. */
+  readonly size: number;
+  /** Number of tokens; less than `size` where ids are left out. */
+  readonly count: number;
+  /** Bytes of token id: `bytes[start[id], start[id] + length[id])`; length 0 means that there is no such token. */
+  readonly bytes: Uint8Array;
+  readonly start: Int32Array;
+  readonly length: Int32Array;
+  /** Id of each single byte. */
+  readonly byteIds: Int32Array;
+  /** What `findMerge` gives for each pair of bytes, at (left << 8) | right: most look-ups are of these. */
+  readonly byteMerges: Int32Array;
+  /** Left id, right id and id of the result of merge i: at 3i, 3i + 1, 3i + 2. */
+  readonly merges: Int32Array;
+  readonly specialTokens: ReadonlyMap<string, number>;
+
+  /** Id + 1 by hash of the bytes; 0 is free. */
+  readonly #byBytes: Int32Array;
+  /** Entries of four words: left id + 1 (0: free), right id, rank, id of the result. */
+  readonly #byPair: Int32Array;
+  readonly #pairShift: number;
+
+  /** @throws naming the first token, merge or special token that does not fit. */
+  constructor({ vocab, merges, specialTokens = [] }: TokenizerOptions) {
+    let size = 0;
+    let byteLength = 0;
+    for (const [id, token] of vocab) {
+      if (!Number.isInteger(id) || id < 0 || id >= MAX_IDS) {
+        throw new TokenizerError(`token id ${id} is not a whole number from 0 to ${MAX_IDS - 1}`);
+      }
+      if (!(token instanceof Uint8Array)) throw new TokenizerError(`token ${id} is not a Uint8Array`);
+      if (token.length === 0) throw new TokenizerError(`token ${id} is empty`);
+      size = Math.max(size, id + 1);
+      byteLength += token.length;
+    }
+    this.size = size;
+    this.count = vocab.size;
+    this.bytes = new Uint8Array(byteLength);
+    this.start = new Int32Array(size);
+    this.length = new Int32Array(size);
+    this.#byBytes = new Int32Array(2 ** Math.ceil(Math.log2(2 * vocab.size + 2)));
+    let end = 0;
+    for (const [id, token] of vocab) {
+      this.bytes.set(token, end);
+      this.start[id] = end;
+      this.length[id] = token.length;
+      end += token.length;
+      const slot = this.#slotOf(token, 0, token.length);
+      const taken = this.#byBytes[slot];
+      if (taken > 0) throw new TokenizerError(`token ${showToken(token)} has two ids, ${taken - 1} and ${id}`);
+      this.#byBytes[slot] = id + 1;
+    }
+
+    this.byteIds = new Int32Array(256);
+    for (let byte = 0; byte < 256; byte++) {
+      const id = this.idOf(Uint8Array.of(byte), 0, 1);
+      if (id < 0) {
+        throw new TokenizerError(
+          `the vocabulary has no token for the byte 0x${byte.toString(16).padStart(2, "0")}: ` +
+            "a byte-level vocabulary holds all 256",
+        );
+      }
+      this.byteIds[byte] = id;
+    }
+
+    const pairSlots = 2 ** Math.ceil(Math.log2(2 * merges.length + 2));
+    this.#pairShift = 32 - Math.log2(pairSlots);
+    this.#byPair = new Int32Array(4 * pairSlots);
+    this.merges = new Int32Array(3 * merges.length);
+    let joined = new Uint8Array(64);
+    for (let rank = 0; rank < merges.length; rank++) {
+      const [left, right] = merges[rank];
+      const length = left.length + right.length;
+      if (length > joined.length) joined = new Uint8Array(2 * length);
+      joined.set(left);
+      joined.set(right, left.length);
+      const leftId = this.idOf(left, 0, left.length);
+      const rightId = this.idOf(right, 0, right.length);
+      const id = this.idOf(joined, 0, length);
+      if (leftId < 0 || rightId < 0 || id < 0) {
+        const missing = leftId < 0 ? left : rightId < 0 ? right : joined.subarray(0, length);
+        throw new TokenizerError(
+          `merge ${rank} (${showToken(left)} + ${showToken(right)}): ${showToken(missing)} is not in the vocabulary`,
+        );
+      }
+      const slot = this.#pairSlot(leftId, rightId);
+      if (this.#byPair[slot] !== 0) {
+        const first = this.#byPair[slot + 2];
+        throw new TokenizerError(`merges ${first} and ${rank} are the same: ${showToken(left)} + ${showToken(right)}`);
+      }
+      this.#byPair.set([leftId + 1, rightId, rank, id], slot);
+      this.merges.set([leftId, rightId, id], 3 * rank);
+    }
+
+    this.byteMerges = new Int32Array(65536);
+    for (let i = 0; i < 65536; i++) this.byteMerges[i] = this.findMerge(this.byteIds[i >> 8], this.byteIds[i & 255]);
+
+    const specials = new Map<string, number>();
+    const textOfSpecial = new Map<number, string>();
+    for (const token of specialTokens) {
+      if (typeof token !== "string") throw new TokenizerError(`special token ${String(token)} is not a string`);
+      if (token === "") throw new TokenizerError("a special token is empty");
+      const bytes = encodeUtf8(token);
+      const id = this.idOf(bytes, 0, bytes.length);
+      if (id < 0) throw new TokenizerError(`special token ${JSON.stringify(token)} is not in the vocabulary`);
+      const other = textOfSpecial.get(id);
+      if (other !== undefined && other !== token) {
+        throw new TokenizerError(
+          `special tokens ${JSON.stringify(other)} and ${JSON.stringify(token)} are the same bytes`,
+        );
+      }
+      textOfSpecial.set(id, token);
+      specials.set(token, id);
+    }
+    this.specialTokens = specials;
+  }
+
+  has(id: number): boolean {
+    return id >= 0 && id < this.size && this.length[id] > 0;
+  }
+
+  /** A copy of the bytes of a token. */
+  tokenBytes(id: number): Uint8Array<ArrayBuffer> {
+    return this.bytes.slice(this.start[id], this.start[id] + this.length[id]) as Uint8Array<ArrayBuffer>;
+  }
+
+  /** Id of the token `bytes[start, end)`, or -1. */
+  idOf(bytes: Uint8Array, start: number, end: number): number {
+    return this.#byBytes[this.#slotOf(bytes, start, end)] - 1;
+  }
+
+  /** Position in `pairs` of the merge of two tokens, or -1. */
+  findMerge(left: number, right: number): number {
+    const slot = this.#pairSlot(left, right);
+    return this.#byPair[slot] === 0 ? -1 : slot;
+  }
+
+  /** The table that `findMerge` points into: rank at + 2, id of the result at + 3. */
+  get pairs(): Int32Array {
+    return this.#byPair;
+  }
+
+  #slotOf(bytes: Uint8Array, start: number, end: number): number {
+    let hash = end - start;
+    for (let p = start; p < end; p++) hash = Math.imul(hash ^ bytes[p], 0x01000193);
+    const table = this.#byBytes;
+    const mask = table.length - 1;
+    let slot = (hash ^ (hash >>> 15)) & mask;
+    for (; table[slot] !== 0; slot = (slot + 1) & mask) {
+      const id = table[slot] - 1;
+      if (this.length[id] !== end - start) continue;
+      const at = this.start[id] - start;
+      let p = start;
+      while (p < end && this.bytes[at + p] === bytes[p]) p++;
+      if (p === end) break;
+    }
+    return slot;
+  }
+
+  #pairSlot(left: number, right: number): number {
+    const table = this.#byPair;
+    const mask = table.length - 1;
+    let slot = (Math.imul(left ^ Math.imul(right, 0x85ebca6b), 0x9e3779b1) >>> this.#pairShift) << 2;
+    while (table[slot] !== 0 && (table[slot] !== left + 1 || table[slot + 1] !== right)) slot = (slot + 4) & mask;
+    return slot;
+  }
+}
