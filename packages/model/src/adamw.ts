@@ -1,0 +1,125 @@
+/**
+ * AdamW with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2; decay first, as in PyTorch), one native pass
+ * over the flat buffers.
+ */
+import { gradientNorm, scale } from "./operations.ts";
+import type { Parameter, ParameterStore } from "./parameters.ts";
+import type { Slice } from "./native.ts";
+import { Tensor, MANTOU_FLOAT32 } from "./tensor.ts";
+
+export interface AdamWOptions {
+  /** Decay rates of the moving averages of the gradient and of its square. Default [0.9, 0.999]. */
+  betas?: [number, number];
+  /** Default 1e-8. */
+  eps?: number;
+  /** Default 0.01. */
+  weightDecay?: number;
+  /** Which parameters decay. Default: all, as torch.optim.AdamW does. */
+  decays?: (parameter: Parameter) => boolean;
+}
+
+export class AdamW implements Disposable {
+  readonly store: ParameterStore;
+  readonly betas: [number, number];
+  readonly eps: number;
+  readonly weightDecay: number;
+  /** Moving averages of the gradient and of its square, laid out as the parameters. */
+  readonly firstMoments: Tensor;
+  readonly secondMoments: Tensor;
+  /** Steps taken so far: t of the bias correction. */
+  stepCount = 0;
+  #scalars: Tensor;
+  #norm: Tensor;
+  #workspace: Tensor;
+  #ranges: { count: number; ends: Slice; decays: Tensor };
+
+  /** @param parameters all parameters of one model. @throws RangeError for a value outside its range */
+  constructor(parameters: Map<string, Parameter>, options: AdamWOptions = {}) {
+    const [first] = parameters.values();
+    if (!first) throw new RangeError("AdamW needs at least one parameter");
+    this.store = first.store;
+    for (const parameter of parameters.values()) {
+      if (parameter.store !== this.store) throw new RangeError("AdamW takes the parameters of one model");
+    }
+    this.betas = options.betas ?? [0.9, 0.999];
+    this.eps = options.eps ?? 1e-8;
+    this.weightDecay = options.weightDecay ?? 0.01;
+    for (const beta of this.betas) {
+      if (!(beta >= 0 && beta < 1)) throw new RangeError(`betas must lie in [0, 1), not ${beta}`);
+    }
+    if (!(this.eps >= 0)) throw new RangeError(`eps must not be negative: ${this.eps}`);
+    if (!(this.weightDecay >= 0)) throw new RangeError(`weightDecay must not be negative: ${this.weightDecay}`);
+    const { device, values, gradients } = this.store;
+    this.firstMoments = Tensor.zeros(device, values.shape);
+    this.secondMoments = Tensor.zeros(device, values.shape);
+    this.#scalars = Tensor.zeros(device, [3]);
+    this.#norm = Tensor.zeros(device, [2]);
+    const bytes = device.size("mantou_gradient_norm_workspace", gradients.count);
+    this.#workspace = Tensor.zeros(device, [Math.ceil(bytes / 4)]);
+    this.#ranges = this.#decayRanges(options.decays ?? (() => true));
+  }
+
+  /** Global L2 norm of all gradients, as it was before they were scaled to at most `maxNorm`, in place. */
+  clipGradients(maxNorm: number): number {
+    if (!(maxNorm > 0)) throw new RangeError(`maxNorm must be positive, not ${maxNorm}`);
+    gradientNorm(this.#norm, this.store.gradients, maxNorm, this.#workspace);
+    const [norm, factor] = this.#norm.toFloat32Array() as unknown as [number, number];
+    if (factor !== 1) scale(this.store.gradients, this.#norm.view([1], 1));
+    return norm;
+  }
+
+  /** One step with learning rate `lr`, using and keeping the gradients. */
+  step(lr: number): void {
+    this.#step(lr, null);
+  }
+
+  /** clipGradients and step in one: the gradients are scaled as they are read. Returns the norm before clipping. */
+  clipAndStep(lr: number, maxNorm: number): number {
+    gradientNorm(this.#norm, this.store.gradients, maxNorm, this.#workspace);
+    this.#step(lr, this.#norm.view([1], 1));
+    return this.#norm.toFloat32Array()[0]!;
+  }
+
+  zeroGrad(): void {
+    this.store.gradients.zero();
+  }
+
+  [Symbol.dispose](): void {
+    const { ends, decays } = this.#ranges;
+    for (const tensor of [this.firstMoments, this.secondMoments, this.#scalars, this.#norm, this.#workspace, decays]) {
+      tensor[Symbol.dispose]();
+    }
+    ends.memory[Symbol.dispose]();
+  }
+
+  #step(lr: number, factor: Tensor | null): void {
+    if (!Number.isFinite(lr)) throw new RangeError(`lr must be a finite number, not ${lr}`);
+    this.stepCount++;
+    const [beta1, beta2] = this.betas;
+    const corrections = [1 - beta1 ** this.stepCount, 1 - beta2 ** this.stepCount];
+    this.#scalars.upload(Float32Array.of(lr, ...corrections));
+    const { device, values, gradients } = this.store;
+    const { count, ends, decays } = this.#ranges;
+    const state = [gradients, this.firstMoments, this.secondMoments, this.#scalars, factor] as const;
+    const constants = [beta1, beta2, this.eps, count, ends, decays] as const;
+    device.run("mantou_adamw", MANTOU_FLOAT32, values.count, values, null, ...state, ...constants);
+  }
+
+  /** Neighbouring parameters that decay alike become one range. */
+  #decayRanges(decays: (parameter: Parameter) => boolean): { count: number; ends: Slice; decays: Tensor } {
+    const ranges: { end: number; decay: number }[] = [];
+    const parameters = [...this.store.byName.values()];
+    parameters.forEach((parameter, i) => {
+      const decay = decays(parameter) ? this.weightDecay : 0;
+      const end = parameters[i + 1]?.offset ?? this.store.values.count;
+      const last = ranges.at(-1);
+      if (last?.decay === decay) last.end = end;
+      else ranges.push({ end, decay });
+    });
+    const { device } = this.store;
+    const ends = { memory: device.allocate(ranges.length * 8), byteOffset: 0 };
+    device.run("mantou_copy", ends, BigInt64Array.from(ranges.map(({ end }) => BigInt(end))), ranges.length * 8);
+    const rates = Float32Array.from(ranges.map(({ decay }) => decay));
+    return { count: ranges.length, ends, decays: Tensor.from(device, [ranges.length], rates) };
+  }
+}

@@ -1,0 +1,178 @@
+/**
+ * Builds the native library from `kernels/` when it is needed: `build/<backend>-<hash>/libmantou.<so|dylib>`, where the
+ * hash covers sources, flags, compiler and processor. The library appears under its name only when it is complete, and
+ * one process builds while others wait for it.
+ */
+import { createHash } from "node:crypto";
+import { closeSync, existsSync, mkdirSync, openSync, readFileSync, readdirSync } from "node:fs";
+import { renameSync, rmSync, statSync, writeSync } from "node:fs";
+import { cpus } from "node:os";
+import { basename, join, resolve } from "node:path";
+
+/** The repository's root: kernels/ and build/ lie there. */
+export const root = resolve(import.meta.dir, "../../..");
+
+const FLAGS = (
+  "-std=c++17 -O3 -march=native -ffp-contract=fast -fno-math-errno -fno-trapping-math " +
+  "-fopenmp -fPIC -fvisibility=hidden -Wall -Wextra"
+).split(" ");
+
+const EXTENSION = process.platform === "darwin" ? "dylib" : "so";
+
+/** What a build needs and how it failed, in words for the person at the terminal. */
+export class BuildError extends Error {
+  override name = "BuildError";
+}
+
+/** A compiler's command and the first line of its `--version`. */
+export interface Compiler {
+  command: string;
+  version: string;
+}
+
+/**
+ * The first C++ compiler that answers: $CXX, c++, g++, clang++.
+ * @throws BuildError naming what to install when there is none.
+ */
+export function findCompiler(environment: Record<string, string | undefined> = process.env): Compiler {
+  const candidates = environment.CXX ? [environment.CXX] : ["c++", "g++", "clang++"];
+  for (const command of candidates) {
+    const path = Bun.which(command, { PATH: environment.PATH ?? "" });
+    if (!path) continue;
+    const answer = Bun.spawnSync([path, "--version"], { stderr: "ignore" });
+    if (answer.success) return { command: path, version: answer.stdout.toString().split("\n")[0]!.trim() };
+  }
+  throw new BuildError(
+    `no C++ compiler found (looked for ${candidates.join(", ")}), and the CPU kernels must be compiled once.\n` +
+      "Install one: `apt install g++` (Debian, Ubuntu), `dnf install gcc-c++` (Fedora), `apk add g++` (Alpine), " +
+      "`brew install gcc` and CXX=g++-15 (macOS); or set CXX to yours.",
+  );
+}
+
+/** The processor, as far as `-march=native` depends on it. */
+function processor(): string {
+  try {
+    const lines = readFileSync("/proc/cpuinfo", "utf8").split("\n");
+    return lines
+      .filter((line) => /^(model name|flags|Features|CPU part)\s*:/.test(line))
+      .slice(0, 2)
+      .join("\n");
+  } catch {
+    return `${process.arch} ${cpus()[0]?.model}`;
+  }
+}
+
+export interface BuildOptions {
+  /** Receives one line when something is compiled. Default: standard error. */
+  log?: (line: string) => void;
+  /** Compile even if the library is there. */
+  force?: boolean;
+  /** Where libraries are kept. Default: `build/` in the repository. */
+  directory?: string;
+  /** Environment in which compilers are looked for. Default: this process's. */
+  environment?: Record<string, string | undefined>;
+}
+
+/**
+ * Path of the CPU library, compiled first if sources, flags, compiler or processor changed.
+ * $MANTOU_LIBRARY names a library to use as it is (sanitizer builds).
+ * @throws BuildError without a compiler, or with the compiler's messages when it fails.
+ */
+export function buildCpuLibrary(options: BuildOptions = {}): string {
+  const environment = options.environment ?? process.env;
+  if (environment.MANTOU_LIBRARY) return resolve(environment.MANTOU_LIBRARY);
+  const compiler = findCompiler(environment);
+  const sources = join(root, "kernels/cpu");
+  const files = readdirSync(sources)
+    .filter((name) => /\.(cpp|h)$/.test(name))
+    .sort();
+  const hash = createHash("sha256").update(JSON.stringify([FLAGS, compiler, processor()]));
+  for (const path of [join(root, "kernels/mantou.h"), ...files.map((name) => join(sources, name))]) {
+    hash.update(basename(path)).update("\0").update(readFileSync(path)).update("\0");
+  }
+  const directory = join(options.directory ?? join(root, "build"), `cpu-${hash.digest("hex").slice(0, 16)}`);
+  const library = join(directory, `libmantou.${EXTENSION}`);
+  if (existsSync(library) && !options.force) return library;
+  mkdirSync(directory, { recursive: true });
+  return withLock(join(directory, "lock"), () => {
+    if (existsSync(library) && !options.force) return library;
+    const units = files.filter((name) => name.endsWith(".cpp")).map((name) => join(sources, name));
+    compile(compiler, units, directory, library, options.log ?? ((line) => console.error(line)));
+    return library;
+  });
+}
+
+/** Compiles every unit side by side, links them, and moves the library into place. */
+function compile(
+  compiler: Compiler,
+  units: string[],
+  directory: string,
+  library: string,
+  log: (line: string) => void,
+): void {
+  const started = performance.now();
+  const scratch = join(directory, `objects-${process.pid}`);
+  mkdirSync(scratch, { recursive: true });
+  try {
+    // A shell starts the compilers side by side, since this function must not return before they end.
+    const objects = units.map((unit) => join(scratch, `${basename(unit, ".cpp")}.o`));
+    const script =
+      'cxx=$1; shift; pids=""; for pair do "$cxx" ' +
+      `${FLAGS.join(" ")} -c "\${pair%%|*}" -o "\${pair#*|}" & pids="$pids $!"; done; ` +
+      "failed=0; for pid in $pids; do wait $pid || failed=1; done; exit $failed";
+    const pairs = units.map((unit, i) => `${unit}|${objects[i]}`);
+    run(["sh", "-c", script, "sh", compiler.command, ...pairs], compiler);
+    const linked = join(scratch, basename(library));
+    run([compiler.command, "-shared", "-fopenmp", "-o", linked, ...objects], compiler);
+    renameSync(linked, library);
+  } finally {
+    rmSync(scratch, { recursive: true, force: true });
+  }
+  const seconds = ((performance.now() - started) / 1000).toFixed(1);
+  log(`Compiled the CPU kernels with ${compiler.version} in ${seconds} s (kept in ${directory}).`);
+}
+
+function run(command: string[], compiler: Compiler): void {
+  const result = Bun.spawnSync(command, { stdout: "pipe", stderr: "pipe" });
+  if (result.success) return;
+  const messages = result.stderr.toString().trim();
+  const hint = /fopenmp|omp\.h/.test(messages) ? "\nThe compiler lacks OpenMP: use g++, or install libomp." : "";
+  throw new BuildError(`the CPU kernels did not compile with ${compiler.version}:\n${messages}${hint}`);
+}
+
+/** Runs `work` while holding the lock file; waits for a live holder, takes over from a dead one. */
+function withLock<T>(path: string, work: () => T): T {
+  for (;;) {
+    try {
+      const file = openSync(path, "wx");
+      writeSync(file, String(process.pid));
+      closeSync(file);
+      break;
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
+      if (holderIsGone(path)) rmSync(path, { force: true });
+      else Bun.sleepSync(50);
+    }
+  }
+  try {
+    return work();
+  } finally {
+    rmSync(path, { force: true });
+  }
+}
+
+/** Longer than any compilation takes: the number in an older lock may have passed to another process since. */
+const LOCK_EXPIRES_MS = 15 * 60_000;
+
+function holderIsGone(path: string): boolean {
+  try {
+    const age = Date.now() - statSync(path).mtimeMs;
+    const holder = Number(readFileSync(path, "utf8"));
+    // A holder that was killed between creating the file and writing its number leaves it empty.
+    if (!holder) return age > 5000;
+    process.kill(holder, 0);
+    return age > LOCK_EXPIRES_MS;
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === "ESRCH";
+  }
+}

@@ -1,0 +1,82 @@
+/**
+ * What a model is: the sizes of its tensors and the ablations of CS336 assignment 1, as plain data.
+ */
+export interface ModelConfig {
+  /** Tokens that the model knows. */
+  vocabSize: number;
+  /** Most tokens that it sees at once. */
+  contextLength: number;
+  /** Width of the residual stream. */
+  dModel: number;
+  numLayers: number;
+  /** Query heads; dModel / numHeads is the head size, an even number. */
+  numHeads: number;
+  /** Key/value heads (grouped-query attention, Ainslie et al. 2023); numHeads unless given, and a divisor of it. */
+  numKeyValueHeads?: number;
+  /** Inner width of the feed-forward layer. */
+  dFf: number;
+  /** Base Θ of the rotary frequencies (Su et al. 2021). */
+  ropeTheta: number;
+  /** Where RMSNorm stands: before each sublayer, after each residual addition (ln_final is kept), or nowhere. */
+  norm?: "pre" | "post" | "none";
+  /** Rotary position embedding, or none (NoPE). */
+  position?: "rope" | "none";
+  /** w2(SiLU(w1 x) ⊙ w3 x), or w2(SiLU(w1 x)). */
+  ffn?: "swiglu" | "silu";
+  /** One matrix for token embedding and output projection. */
+  tieEmbeddings?: boolean;
+}
+
+export type ResolvedModelConfig = Required<ModelConfig>;
+
+/** ε of every RMSNorm. */
+export const RMSNORM_EPS = 1e-5;
+
+/** Largest head size that the attention kernels take. */
+const MAX_HEAD_DIM = 256;
+
+/**
+ * Fills in defaults and checks that the sizes fit together.
+ * @throws RangeError naming the field, its value and the fix
+ */
+export function resolveModelConfig(config: ModelConfig): ResolvedModelConfig {
+  const resolved: ResolvedModelConfig = {
+    ...config,
+    numKeyValueHeads: config.numKeyValueHeads ?? config.numHeads,
+    norm: config.norm ?? "pre",
+    position: config.position ?? "rope",
+    ffn: config.ffn ?? "swiglu",
+    tieEmbeddings: config.tieEmbeddings ?? false,
+  };
+  const sizes = ["vocabSize", "contextLength", "dModel", "numLayers", "numHeads", "numKeyValueHeads", "dFf"] as const;
+  for (const name of sizes) {
+    const value = resolved[name];
+    if (!Number.isSafeInteger(value) || value < 1) {
+      throw new RangeError(`model.${name} must be a whole number of at least 1, not ${value}`);
+    }
+  }
+  const { dModel, numHeads, numKeyValueHeads, ropeTheta } = resolved;
+  if (dModel % numHeads !== 0) {
+    throw new RangeError(`model.dModel ${dModel} is not a multiple of model.numHeads ${numHeads}`);
+  }
+  const headDim = dModel / numHeads;
+  if (headDim % 2 !== 0 || headDim > MAX_HEAD_DIM) {
+    throw new RangeError(
+      `model.dModel / model.numHeads = ${headDim}: the head size must be even and at most ${MAX_HEAD_DIM}`,
+    );
+  }
+  if (numHeads % numKeyValueHeads !== 0) {
+    throw new RangeError(`model.numKeyValueHeads ${numKeyValueHeads} does not divide model.numHeads ${numHeads}`);
+  }
+  if (!(ropeTheta > 1) || !Number.isFinite(ropeTheta)) {
+    throw new RangeError(`model.ropeTheta must be a number greater than 1, not ${ropeTheta}`);
+  }
+  const choices = { norm: ["pre", "post", "none"], position: ["rope", "none"], ffn: ["swiglu", "silu"] } as const;
+  for (const [name, values] of Object.entries(choices)) {
+    const value = resolved[name as keyof typeof choices];
+    if (!(values as readonly string[]).includes(value)) {
+      throw new RangeError(`model.${name} must be one of ${values.join(", ")}, not ${value}`);
+    }
+  }
+  return resolved;
+}

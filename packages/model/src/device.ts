@@ -1,0 +1,81 @@
+/**
+ * A device: one loaded backend with its threads and memory. Everything native happens through one.
+ */
+import { buildCpuLibrary } from "./build.ts";
+import { type CallArguments, type MappedFile, type Memory, Native, NativeError } from "./native.ts";
+import type { SymbolName } from "./symbols.ts";
+
+export type DeviceName = "cpu" | "cuda" | "auto";
+
+export interface DeviceOptions {
+  /** CPU threads; 0 or absent for as many as this process may run on. */
+  threads?: number;
+  /** Receives the line that says a library was compiled. Default: standard error. */
+  log?: (line: string) => void;
+}
+
+export class Device implements Disposable {
+  #native: Native;
+
+  constructor(
+    readonly name: "cpu" | "cuda",
+    /** Why this device: "asked for", or what `auto` found. */
+    readonly reason: string,
+    native: Native,
+  ) {
+    this.#native = native;
+  }
+
+  /** One line: processor or GPU, threads, instruction set. */
+  get description(): string {
+    return this.#native.describe();
+  }
+
+  /** Runs one operation of the ABI; the context argument is filled in. @throws NativeError */
+  run<N extends SymbolName>(name: N, ...args: CallArguments<N>): void {
+    this.#native.call(name, ...args);
+  }
+
+  /** Asks a *_workspace function for a size in bytes. */
+  size<N extends SymbolName>(name: N, ...args: CallArguments<N>): number {
+    return this.#native.size(name, ...args);
+  }
+
+  /** Zero-filled memory; freed with the device at the latest. @throws NativeError when there is not enough */
+  allocate(bytes: number): Memory {
+    return this.#native.allocate(bytes);
+  }
+
+  /** Maps a file read-only. @throws NativeError naming the path */
+  mapFile(path: string): MappedFile {
+    return this.#native.mapFile(path);
+  }
+
+  /** Waits for everything that was queued. */
+  synchronize(): void {
+    this.#native.call("mantou_synchronize");
+  }
+
+  [Symbol.dispose](): void {
+    this.#native[Symbol.dispose]();
+  }
+}
+
+/**
+ * Opens a device, compiling the CPU kernels first if need be. `auto` takes the best one that works here.
+ * @throws BuildError without a compiler; NativeError for a device that this machine or version does not have
+ */
+export function openDevice(name: DeviceName = "auto", options: DeviceOptions = {}): Device {
+  const threads = options.threads ?? 0;
+  if (!Number.isInteger(threads) || threads < 0 || threads > 4096) {
+    throw new RangeError(`threads must be a whole number from 0 to 4096, not ${threads}`);
+  }
+  if (name === "cuda") {
+    throw new NativeError("device cuda: this version has no CUDA backend yet; use --device cpu", 0);
+  }
+  if (name !== "cpu" && name !== "auto") {
+    throw new RangeError(`unknown device "${String(name)}": use "cpu", "cuda" or "auto"`);
+  }
+  const native = new Native(buildCpuLibrary({ log: options.log }), { threads });
+  return new Device("cpu", name === "cpu" ? "asked for" : "this version has no CUDA backend yet", native);
+}

@@ -1,0 +1,17 @@
+/** @mantou/model: tensors on a native backend, the transformer with hand-written backward, AdamW, generation. */
+export { AdamW, type AdamWOptions } from "./adamw.ts";
+export { BuildError, buildCpuLibrary } from "./build.ts";
+export { type ModelConfig, type ResolvedModelConfig, RMSNORM_EPS, resolveModelConfig } from "./config.ts";
+export { Decoder } from "./decoder.ts";
+export { Device, type DeviceName, type DeviceOptions, openDevice } from "./device.ts";
+export { type GenerateOptions, type SamplingOptions, generate, sampleToken } from "./generate.ts";
+export * as functional from "./functional.ts";
+export { headShape, ropeTable } from "./layers/attention.ts";
+export { MappedFile, NativeError } from "./native.ts";
+export * as operations from "./operations.ts";
+export { Parameter, type ParameterSpec, ParameterStore } from "./parameters.ts";
+export { Random, deriveSeed, uniform } from "./random.ts";
+export { SafetensorsError, SafetensorsFile, type TensorEntry } from "./safetensors.ts";
+export { safetensorsChunks, writeAtomically } from "./safetensors.ts";
+export { type DType, type NdArray, Tensor, elementCount } from "./tensor.ts";
+export { TransformerLM, type TransformerOptions, parameterGroups } from "./transformer.ts";

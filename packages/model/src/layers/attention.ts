@@ -1,0 +1,87 @@
+/**
+ * Causal multi-head self-attention with rotary position embedding (Vaswani et al. 2017, Su et al. 2021), grouped-query:
+ * q | k | v = x [Wq; Wk; Wv]ᵀ in one product, output = softmax(q kᵀ / √headDim) v Woᵀ.
+ */
+import type { Activations } from "../activations.ts";
+import type { ResolvedModelConfig } from "../config.ts";
+import { type AttentionShape, attentionBackward, attentionForward } from "../operations.ts";
+import type { ParameterStore } from "../parameters.ts";
+import { Tensor } from "../tensor.ts";
+import type { Device } from "../device.ts";
+import { Linear } from "./linear.ts";
+
+/**
+ * cos and sin of position · Θ^(−2i/headDim), computed in float64: [positions, headDim / 2, 2] (Su et al. 2021, §3.2).
+ */
+export function ropeTable(device: Device, positions: number, headDim: number, theta: number): Tensor {
+  const data = new Float32Array(positions * headDim);
+  for (let position = 0; position < positions; position++) {
+    for (let i = 0; i < headDim / 2; i++) {
+      const angle = position * theta ** ((-2 * i) / headDim);
+      data[position * headDim + 2 * i] = Math.cos(angle);
+      data[position * headDim + 2 * i + 1] = Math.sin(angle);
+    }
+  }
+  return Tensor.from(device, [positions, headDim / 2, 2], data);
+}
+
+/** The sizes of a model's attention, without batch and length. */
+export function headShape(config: ResolvedModelConfig): Pick<AttentionShape, "heads" | "kvHeads" | "headDim"> {
+  const { dModel, numHeads, numKeyValueHeads } = config;
+  return { heads: numHeads, kvHeads: numKeyValueHeads, headDim: dModel / numHeads };
+}
+
+export class Attention {
+  #qkv: Linear;
+  #out: Linear;
+  #attended: Tensor;
+  #lse: Tensor;
+  #dQkv: Tensor;
+  #packed: Tensor | undefined;
+
+  constructor(
+    store: ParameterStore,
+    prefix: string,
+    readonly config: ResolvedModelConfig,
+    readonly rope: Tensor | null,
+    readonly activations: Activations,
+  ) {
+    const qkv = store.stacked(["q", "k", "v"].map((part) => `${prefix}.${part}_proj.weight`));
+    const out = store.get(`${prefix}.output_proj.weight`);
+    this.#qkv = new Linear(qkv.weight, qkv.dWeight, activations, "dAttentionInput");
+    this.#out = new Linear(out.value, out.grad, activations, "dAttended");
+    const { rows, batchSize, contextLength } = activations;
+    this.#attended = activations.keep([rows, config.dModel]);
+    this.#lse = activations.keep([config.numHeads, rows]);
+    this.#dQkv = activations.scratch("dQkv", [rows, qkv.weight.rows]);
+    const { heads, kvHeads, headDim } = headShape(config);
+    const sizes = [batchSize, contextLength, heads, kvHeads, headDim] as const;
+    activations.reserve(store.device.size("mantou_attention_backward_workspace", ...sizes));
+  }
+
+  /** x [batch·length, dModel] → the same shape. */
+  forward(x: Tensor, length: number): Tensor {
+    this.#packed = this.#qkv.forward(x);
+    const attended = this.#attended.slice(0, x.rows);
+    attentionForward(attended, this.#lseOf(x.rows), this.#packed, this.#shape(x.rows, length));
+    return this.#out.forward(attended);
+  }
+
+  /** Adds to the gradients of the four projections; returns dx. */
+  backward(dy: Tensor, length: number): Tensor {
+    const rows = dy.rows;
+    const dOutput = this.#out.backward(dy);
+    const [dQkv, output] = [this.#dQkv.slice(0, rows), this.#attended.slice(0, rows)];
+    const given = { dOutput, qkv: this.#packed!, output, lse: this.#lseOf(rows) };
+    attentionBackward(dQkv, { ...given, workspace: this.activations.workspace }, this.#shape(rows, length));
+    return this.#qkv.backward(dQkv);
+  }
+
+  #lseOf(rows: number): Tensor {
+    return this.#lse.view([this.config.numHeads, rows]);
+  }
+
+  #shape(rows: number, length: number): AttentionShape {
+    return { batch: rows / length, length, ...headShape(this.config), rope: this.rope };
+  }
+}

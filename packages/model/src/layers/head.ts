@@ -1,0 +1,50 @@
+/**
+ * The output projection with the loss: mean cross-entropy of x Wᵀ, and its gradient. Rows go through in chunks, so that
+ * the logits of a whole batch never exist; a chunk's gradient is written over its logits.
+ */
+import type { Activations } from "../activations.ts";
+import { crossEntropy, matmul, sum } from "../operations.ts";
+import { Tensor } from "../tensor.ts";
+
+/** About this many logits are alive at once (16 MB). */
+const CHUNK_ELEMENTS = 4 << 20;
+
+export class Head {
+  #logits: Tensor;
+  #losses: Tensor;
+  #dInput: Tensor;
+  #loss: Tensor;
+
+  /** @param weight [vocabSize, dModel] */
+  constructor(
+    readonly weight: Tensor,
+    readonly dWeight: Tensor,
+    activations: Activations,
+  ) {
+    const rows = Math.min(activations.rows, Math.max(64, Math.floor(CHUNK_ELEMENTS / weight.rows)));
+    this.#logits = activations.keep([rows, weight.rows]);
+    this.#losses = activations.keep([activations.rows]);
+    this.#dInput = activations.scratch("dHeadInput", [activations.rows, weight.columns]);
+    this.#loss = activations.keep([1]);
+  }
+
+  /**
+   * x [rows, dModel], targets int32 [rows] → the mean loss, left in a tensor of one element.
+   * @param gradientScale 0 for the loss alone; else dW += gradientScale · ∂loss/∂W, and `dx` is gradientScale · ∂loss/∂x
+   */
+  forward(x: Tensor, targets: Tensor, gradientScale: number): { loss: Tensor; dx: Tensor } {
+    const rows = x.rows;
+    const dx = this.#dInput.slice(0, rows);
+    for (let first = 0; first < rows; first += this.#logits.rows) {
+      const count = Math.min(this.#logits.rows, rows - first);
+      const [chunk, logits] = [x.slice(first, count), this.#logits.slice(0, count)];
+      matmul(logits, chunk, this.weight, { transposeB: true });
+      crossEntropy(this.#losses.view([count], first), logits, targets.view([count], first), gradientScale / rows);
+      if (gradientScale === 0) continue;
+      matmul(dx.slice(first, count), logits, this.weight);
+      matmul(this.dWeight, logits, chunk, { transposeA: true, accumulate: true });
+    }
+    sum(this.#loss, this.#losses.view([rows]), 1 / rows);
+    return { loss: this.#loss, dx };
+  }
+}

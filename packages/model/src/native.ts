@@ -1,0 +1,301 @@
+/**
+ * The native library: opens it, calls it, owns every address. No other module sees a pointer: they hold `Memory` (an
+ * allocation) and pass `{ memory, byteOffset }`, or typed arrays, which are handed over for the length of one call and
+ * never as an address (their bytes may move between calls).
+ */
+import { dlopen } from "bun:ffi";
+import { type Kind, type SymbolName, symbols } from "./symbols.ts";
+
+const ABI_VERSION = 1;
+
+/** Turns of libgomp's waiting loop, 20–50 ns each. */
+const SPIN_COUNT = "1000";
+
+/** A native call failed; the message is the library's own. */
+export class NativeError extends Error {
+  override name = "NativeError";
+  constructor(
+    message: string,
+    /** MANTOU_INVALID_ARGUMENT … MANTOU_DEVICE_ERROR. */
+    readonly status: number,
+  ) {
+    super(message);
+  }
+}
+
+/** A place in native memory. A `Tensor` is one. */
+export interface Slice {
+  readonly memory: Memory;
+  readonly byteOffset: number;
+}
+
+export type HostArray = Float32Array | Float64Array | Int32Array | BigInt64Array | Uint8Array;
+
+type ArgumentOf<K extends Kind> = K extends "pointer" ? Slice | HostArray | MappedFile | null : number;
+type WithoutContext<K extends readonly Kind[]> = K extends readonly ["context", ...infer Rest] ? Rest : K;
+type ArgumentsOf<K> = K extends readonly [infer First extends Kind, ...infer Rest]
+  ? [ArgumentOf<First>, ...ArgumentsOf<Rest>]
+  : [];
+
+/** What a caller passes to `name`: the context is filled in. */
+export type CallArguments<N extends SymbolName> = ArgumentsOf<WithoutContext<(typeof symbols)[N]["parameters"]>>;
+
+const ffiType = { context: "ptr", pointer: "ptr", i32: "i32", i64: "i64_fast", f32: "f32" } as const;
+const ffiResult = { status: "i32", i32: "i32", size: "i64_fast", text: "cstring" } as const;
+
+type RawFunction = (...args: unknown[]) => unknown;
+
+// Set by the classes below: how this module, and it alone, reads their addresses.
+let addressOf: (value: Memory | MappedFile) => number;
+let fileAddress: (value: MappedFile) => number;
+
+/** One loaded library with one context (a device, its streams and threads). */
+export class Native implements Disposable {
+  #functions: Record<SymbolName, RawFunction>;
+  #context: number = 0;
+  #owned = new Set<Disposable>();
+  readonly backend: string;
+
+  /**
+   * @param path absolute path of the library
+   * @param options ordinal of the device (GPU); threads, 0 for as many as the process may run on
+   * @throws NativeError when the library cannot be loaded or speaks another version of the ABI
+   */
+  constructor(path: string, options: { device?: number; threads?: number } = {}) {
+    const declarations = Object.fromEntries(
+      Object.entries(symbols).map(([name, { result, parameters }]) => [
+        name,
+        { args: parameters.map((kind) => ffiType[kind]), returns: ffiResult[result] },
+      ]),
+    );
+    limitSpinning();
+    let library: { symbols: Record<string, unknown>; close(): void };
+    try {
+      library = dlopen(path, declarations as never);
+    } catch (error) {
+      throw new NativeError(`cannot load ${path}: ${(error as Error).message}`, 0);
+    }
+    this.#functions = library.symbols as Record<SymbolName, RawFunction>;
+    const version = this.#functions.mantou_abi_version();
+    if (version !== ABI_VERSION) {
+      library.close();
+      throw new NativeError(`${path} has ABI version ${version}, this program needs ${ABI_VERSION}: rebuild it`, 0);
+    }
+    this.backend = String(this.#functions.mantou_backend());
+    const handle = new BigUint64Array(new ArrayBuffer(8));
+    this.#check(this.#functions.mantou_context_create(options.device ?? 0, options.threads ?? 0, handle));
+    this.#context = Number(handle[0]);
+  }
+
+  /** Calls a function that returns a status. @throws NativeError */
+  call<N extends SymbolName>(name: N, ...args: CallArguments<N>): void {
+    this.#check(this.#invoke(name, args));
+  }
+
+  /** Calls a function that returns a size in bytes. */
+  size<N extends SymbolName>(name: N, ...args: CallArguments<N>): number {
+    return Number(this.#invoke(name, args));
+  }
+
+  /** Zero-filled device memory, freed with the context at the latest. @throws NativeError when there is not enough */
+  allocate(bytes: number): Memory {
+    if (!Number.isSafeInteger(bytes) || bytes < 0) throw new RangeError(`cannot allocate ${bytes} bytes`);
+    const place = new BigUint64Array(new ArrayBuffer(8));
+    this.#check(this.#functions.mantou_malloc(this.#live("mantou_malloc"), bytes, place));
+    const address = Number(place[0]);
+    const memory: Memory = new Memory(this, address, bytes, () => {
+      this.#owned.delete(memory);
+      this.#check(this.#functions.mantou_free(this.#context, address));
+    });
+    this.#owned.add(memory);
+    return memory;
+  }
+
+  /** Maps a file read-only. @throws NativeError naming the path */
+  mapFile(path: string): MappedFile {
+    if (path.includes("\0")) throw new NativeError(`a path cannot contain a NUL character: ${path}`, 1);
+    this.#live("mantou_file_map");
+    const handle = new BigUint64Array(new ArrayBuffer(8));
+    this.#check(this.#functions.mantou_file_map(new TextEncoder().encode(`${path}\0`), handle));
+    const address = Number(handle[0]);
+    const file: MappedFile = new MappedFile(this, address, () => {
+      this.#owned.delete(file);
+      this.#check(this.#functions.mantou_file_unmap(address));
+    });
+    this.#owned.add(file);
+    return file;
+  }
+
+  /** One line on the device: model, threads, instruction set. */
+  describe(): string {
+    const text = new Uint8Array(new ArrayBuffer(256));
+    const context = this.#live("mantou_context_describe");
+    this.#check(this.#functions.mantou_context_describe(context, text, text.length));
+    return new TextDecoder().decode(text.subarray(0, text.indexOf(0)));
+  }
+
+  [Symbol.dispose](): void {
+    if (this.#context === 0) return;
+    for (const resource of this.#owned) resource[Symbol.dispose]();
+    this.#functions.mantou_context_destroy(this.#context);
+    // The library stays loaded: its threads may still be inside it, and another device may share it.
+    this.#context = 0;
+  }
+
+  #live(name: string): number {
+    if (this.#context === 0) throw new NativeError(`${name}: the device is closed`, 0);
+    return this.#context;
+  }
+
+  /** Turns arguments into what the FFI takes, refusing what it would silently coerce (undefined, NaN, overflow). */
+  #invoke(name: SymbolName, args: readonly unknown[]): unknown {
+    const parameters: readonly Kind[] = symbols[name].parameters;
+    const raw: unknown[] = [];
+    if (parameters[0] === "context") raw.push(this.#live(name));
+    if (raw.length + args.length !== parameters.length) {
+      throw new TypeError(`${name} takes ${parameters.length} arguments, not ${raw.length + args.length}`);
+    }
+    for (const value of args) raw.push(convert(name, raw.length, parameters[raw.length]!, value));
+    return this.#functions[name](...raw);
+  }
+
+  #check(status: unknown): void {
+    if (status !== 0) throw new NativeError(String(this.#functions.mantou_last_error()), Number(status));
+  }
+}
+
+/**
+ * GNU OpenMP's idle threads spin for some 15 ms before they sleep, which makes everything slow as soon as another program
+ * wants a core. They shall spin about as long as waking one takes; who has set a policy of his own keeps it. libgomp
+ * reads the environment when it is loaded, and the environment that counts is C's, which `process.env` does not reach.
+ */
+function limitSpinning(): void {
+  const { OMP_WAIT_POLICY, GOMP_SPINCOUNT } = process.env;
+  if (process.platform !== "linux" || OMP_WAIT_POLICY !== undefined || GOMP_SPINCOUNT !== undefined) return;
+  const text = (value: string) => new TextEncoder().encode(`${value}\0`);
+  try {
+    const libc = dlopen("libc.so.6", { setenv: { args: ["ptr", "ptr", "i32"], returns: "i32" } });
+    libc.symbols.setenv(text("GOMP_SPINCOUNT"), text(SPIN_COUNT), 0);
+    libc.close();
+  } catch {
+    // Another C library: OpenMP keeps its own ways.
+  }
+}
+
+function convert(name: string, index: number, kind: Kind, value: unknown): unknown {
+  if (kind === "pointer") {
+    if (value === null) return null;
+    if (ArrayBuffer.isView(value)) {
+      // An empty array has no address; functions with a count of 0 do not look at it.
+      return value.byteLength > 0 ? value : null;
+    }
+    if (value instanceof MappedFile) return fileAddress(value);
+    const slice = value as Slice | undefined;
+    if (slice?.memory instanceof Memory) {
+      const offset = slice.byteOffset;
+      if (!Number.isSafeInteger(offset) || offset < 0 || offset > slice.memory.bytes) {
+        throw new RangeError(
+          `${name}: byte offset ${offset} lies outside an allocation of ${slice.memory.bytes} bytes`,
+        );
+      }
+      return addressOf(slice.memory) + offset;
+    }
+  } else if (typeof value === "number") {
+    if (kind === "f32" ? !Number.isNaN(value) : Number.isSafeInteger(value)) {
+      if (kind !== "i32" || (value | 0) === value) return value;
+    }
+  }
+  throw new TypeError(`${name}: argument ${index} (${kind}) cannot be ${String(value)}`);
+}
+
+/** An allocation in device memory, freed by `using` or dispose. */
+export class Memory implements Disposable {
+  #address: number;
+  #free: (() => void) | undefined;
+
+  static {
+    addressOf = (value) => {
+      const memory = value as Memory;
+      if (!memory.#free) throw new NativeError("native memory was used after it was freed", 0);
+      return memory.#address;
+    };
+  }
+
+  /** Made by `Native.allocate` alone. */
+  constructor(
+    readonly native: Native,
+    address: number,
+    readonly bytes: number,
+    free: () => void,
+  ) {
+    this.#address = address;
+    this.#free = free;
+  }
+
+  [Symbol.dispose](): void {
+    const free = this.#free;
+    this.#free = undefined;
+    free?.();
+  }
+}
+
+/** A file mapped read-only. Its length may change while it is mapped: every read asks the file system again. */
+export class MappedFile implements Disposable {
+  #address: number;
+  #unmap: (() => void) | undefined;
+
+  static {
+    fileAddress = (file) => {
+      if (!file.#unmap) throw new NativeError("a mapped file was used after it was closed", 0);
+      return file.#address;
+    };
+  }
+
+  /** Made by `Native.mapFile` alone. */
+  constructor(
+    readonly native: Native,
+    address: number,
+    unmap: () => void,
+  ) {
+    this.#address = address;
+    this.#unmap = unmap;
+  }
+
+  /** The file's present size in bytes. */
+  get bytes(): number {
+    const size = new BigInt64Array(new ArrayBuffer(8));
+    this.native.call("mantou_file_size", this, size);
+    return Number(size[0]);
+  }
+
+  /** Bytes offset … offset + length - 1. @throws NativeError past the end */
+  read(offset: number, length: number): Uint8Array {
+    const target = new Uint8Array(new ArrayBuffer(length));
+    this.native.call("mantou_file_read", this, offset, length, target);
+    return target;
+  }
+
+  /**
+   * Copies `starts.length` runs of `length` tokens into `tokens` (int32 [starts.length, length]).
+   * @param layout where the array of tokens begins, and 2 or 4 bytes per token (unsigned, little-endian)
+   * @throws NativeError for a run past the end or a token >= vocabSize
+   */
+  gather(
+    layout: { offset: number; width: number; vocabSize: number },
+    starts: Float64Array,
+    length: number,
+    tokens: Int32Array,
+  ): void {
+    if (tokens.length < starts.length * length) {
+      throw new RangeError(`${starts.length} runs of ${length} tokens do not fit into ${tokens.length}`);
+    }
+    const { offset, width, vocabSize } = layout;
+    this.native.call("mantou_file_gather", this, offset, width, starts.length, length, starts, vocabSize, tokens);
+  }
+
+  [Symbol.dispose](): void {
+    const unmap = this.#unmap;
+    this.#unmap = undefined;
+    unmap?.();
+  }
+}

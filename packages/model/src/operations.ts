@@ -1,0 +1,263 @@
+/**
+ * The native operations over tensors: one function per operation of `kernels/mantou.h`, which documents the arithmetic.
+ * Here shapes are checked, so that a wrong one is an error and never a wild access. Outputs come first, as tensors
+ * that the caller planned: nothing is allocated.
+ */
+import { MANTOU_FLOAT32, type Tensor } from "./tensor.ts";
+
+const F32 = MANTOU_FLOAT32;
+
+function check(condition: boolean, operation: string, tensors: Record<string, Tensor | null | undefined>): void {
+  if (condition) return;
+  const shapes = Object.entries(tensors).filter(([, tensor]) => tensor);
+  const text = shapes.map(([name, tensor]) => `${name} ${tensor!.dtype} [${tensor!.shape.join(", ")}]`).join(", ");
+  throw new RangeError(`${operation}: shapes do not match: ${text}`);
+}
+
+function sameShape(...tensors: (Tensor | null | undefined)[]): boolean {
+  const given = tensors.filter((tensor) => tensor) as Tensor[];
+  return given.every((tensor) => tensor.count === given[0]!.count && tensor.columns === given[0]!.columns);
+}
+
+export interface MatmulOptions {
+  transposeA?: boolean;
+  transposeB?: boolean;
+  /** C += A·B instead of C = A·B. */
+  accumulate?: boolean;
+}
+
+/** C [m, n] = op(A) · op(B), op as the options say. All are taken as matrices [rows, columns]. */
+export function matmul(c: Tensor, a: Tensor, b: Tensor, options: MatmulOptions = {}): void {
+  const { transposeA = false, transposeB = false, accumulate = false } = options;
+  const [m, k] = transposeA ? [a.columns, a.rows] : [a.rows, a.columns];
+  const [kb, n] = transposeB ? [b.columns, b.rows] : [b.rows, b.columns];
+  check(k === kb && c.rows === m && c.columns === n, "matmul", { a, b, c });
+  const [ta, tb, acc] = [Number(transposeA), Number(transposeB), Number(accumulate)];
+  c.device.run("mantou_matmul", ta, tb, m, n, k, F32, a, a.columns, b, b.columns, F32, c, n, acc);
+}
+
+/** output = a + b; output may be one of them. */
+export function add(output: Tensor, a: Tensor, b: Tensor): void {
+  check(sameShape(output, a, b), "add", { output, a, b });
+  output.device.run("mantou_add", F32, output.count, a, b, output);
+}
+
+/** result[0] = scale · Σ values (+ result[0]). */
+export function sum(result: Tensor, values: Tensor, scale = 1, accumulate = false): void {
+  result.device.run("mantou_sum", values.count, values, scale, Number(accumulate), result);
+}
+
+/** values *= factor[0]. */
+export function scale(values: Tensor, factor: Tensor): void {
+  values.device.run("mantou_scale", values.count, values, factor);
+}
+
+export function siluForward(output: Tensor, input: Tensor): void {
+  check(sameShape(output, input), "silu", { output, input });
+  output.device.run("mantou_silu_forward", F32, output.count, input, output);
+}
+
+export function siluBackward(dInput: Tensor, dOutput: Tensor, input: Tensor): void {
+  check(sameShape(dInput, dOutput, input), "silu backward", { dInput, dOutput, input });
+  dInput.device.run("mantou_silu_backward", F32, dInput.count, dOutput, input, dInput);
+}
+
+/** output [rows, dim] = SiLU(gate) ⊙ up with gateUp [rows, 2·dim] = gate | up. */
+export function swigluForward(output: Tensor, gateUp: Tensor): void {
+  check(gateUp.columns === 2 * output.columns && gateUp.rows === output.rows, "swiglu", { output, gateUp });
+  output.device.run("mantou_swiglu_forward", F32, output.rows, output.columns, gateUp, output);
+}
+
+/** dGateUp may be gateUp. */
+export function swigluBackward(dGateUp: Tensor, dOutput: Tensor, gateUp: Tensor): void {
+  const fits = sameShape(dGateUp, gateUp) && gateUp.columns === 2 * dOutput.columns && gateUp.rows === dOutput.rows;
+  check(fits, "swiglu backward", { dGateUp, dOutput, gateUp });
+  dOutput.device.run("mantou_swiglu_backward", F32, dOutput.rows, dOutput.columns, dOutput, gateUp, dGateUp);
+}
+
+/** output [rows, dim] = weight[tokens], tokens int32 [rows] with values < vocab. */
+export function embeddingForward(output: Tensor, weight: Tensor, tokens: Tensor): void {
+  const fits = tokens.dtype === "int32" && tokens.count === output.rows && output.columns === weight.columns;
+  check(fits, "embedding", { output, weight, tokens });
+  const { rows, columns } = output;
+  output.device.run("mantou_embedding_forward", F32, rows, weight.rows, columns, tokens, weight, output);
+}
+
+/** dWeight[tokens] += dOutput, in row order. */
+export function embeddingBackward(dWeight: Tensor, dOutput: Tensor, tokens: Tensor, workspace: Tensor): void {
+  const fits = tokens.dtype === "int32" && tokens.count === dOutput.rows && dOutput.columns === dWeight.columns;
+  check(fits, "embedding backward", { dWeight, dOutput, tokens });
+  const { rows, columns } = dOutput;
+  const need = dOutput.device.size("mantou_embedding_backward_workspace", rows, dWeight.rows, columns);
+  checkWorkspace("embedding backward", workspace, need);
+  const [vocab, device] = [dWeight.rows, dOutput.device];
+  device.run("mantou_embedding_backward", F32, rows, vocab, columns, tokens, dOutput, dWeight, workspace);
+}
+
+function checkWorkspace(operation: string, workspace: Tensor, bytes: number): void {
+  if (workspace.count * 4 < bytes) {
+    throw new RangeError(`${operation} needs ${bytes} bytes of workspace, got ${workspace.count * 4}`);
+  }
+}
+
+/** sum = input + residual (or input alone); output = sum / rms(sum) ⊙ gain; rstd [rows] = 1 / rms(sum). */
+export function rmsnormForward(
+  { output, sum, rstd }: { output: Tensor; sum: Tensor | null; rstd: Tensor },
+  { input, residual, gain, eps }: { input: Tensor; residual: Tensor | null; gain: Tensor; eps: number },
+): void {
+  const fits = sameShape(output, sum, input, residual) && gain.count === input.columns && rstd.count === input.rows;
+  check(fits, "rmsnorm", { output, sum, rstd, input, residual, gain });
+  const { rows, columns, device } = input;
+  device.run("mantou_rmsnorm_forward", F32, rows, columns, eps, input, residual, gain, sum, output, rstd);
+}
+
+/** dInput = gradient through the norm (+ dResidual); dGain += …; dInput may be dOutput or dResidual. */
+export function rmsnormBackward(
+  { dInput, dGain }: { dInput: Tensor; dGain: Tensor },
+  given: { dOutput: Tensor; x: Tensor; gain: Tensor; rstd: Tensor; dResidual: Tensor | null; workspace: Tensor },
+): void {
+  const { dOutput, x, gain, rstd, dResidual, workspace } = given;
+  const fits = sameShape(dInput, dOutput, x, dResidual) && gain.count === x.columns && dGain.count === x.columns;
+  check(fits && rstd.count === x.rows, "rmsnorm backward", { dInput, dGain, dOutput, x, gain, rstd, dResidual });
+  const { rows, columns, device } = x;
+  checkWorkspace("rmsnorm backward", workspace, device.size("mantou_rmsnorm_backward_workspace", rows, columns));
+  const outputs = [dInput, dGain, workspace] as const;
+  device.run("mantou_rmsnorm_backward", F32, rows, columns, dOutput, x, gain, rstd, dResidual, ...outputs);
+}
+
+/** Shape of one attention: `heads` query heads read `kvHeads` key/value heads of `headDim`. */
+export interface AttentionShape {
+  batch: number;
+  length: number;
+  heads: number;
+  kvHeads: number;
+  headDim: number;
+  /** cos/sin table [positions, headDim/2, 2] (see ropeTable), or null for no rotation. */
+  rope: Tensor | null;
+  /** int32 [batch, length], or null for 0, 1, 2, …. */
+  positions?: Tensor | null;
+}
+
+/** Elements of a packed row q | k | v. */
+export function packedWidth({ heads, kvHeads, headDim }: AttentionShape): number {
+  return (heads + 2 * kvHeads) * headDim;
+}
+
+/** The parts of packed rows q | k | v, and the stride between rows. */
+function unpack(qkv: Tensor, { heads, kvHeads, headDim }: AttentionShape) {
+  const at = (offset: number) => ({ memory: qkv.memory, byteOffset: qkv.byteOffset + offset * 4 });
+  const [q, k, v] = [at(0), at(heads * headDim), at((heads + kvHeads) * headDim)];
+  return { q, k, v, stride: qkv.columns, scale: 1 / Math.sqrt(headDim) };
+}
+
+function checkAttention(operation: string, qkv: Tensor, output: Tensor, shape: AttentionShape): void {
+  const { batch, length, heads, headDim, rope, positions } = shape;
+  const rows = batch * length;
+  const packed = qkv.columns === packedWidth(shape) && qkv.rows === rows;
+  check(packed && output.count === rows * heads * headDim, operation, { qkv, output });
+  const table = !rope || (rope.count % headDim === 0 && (positions || rope.count / headDim >= length));
+  check(Boolean(table), `${operation} (positions beyond the table)`, { rope, qkv });
+  check(!positions || (positions.dtype === "int32" && positions.count === rows), operation, { qkv, positions });
+}
+
+/** Causal attention over packed rows qkv [batch·length, (heads + 2·kvHeads)·headDim]; lse [batch, heads, length]. */
+export function attentionForward(output: Tensor, lse: Tensor, qkv: Tensor, shape: AttentionShape): void {
+  checkAttention("attention", qkv, output, shape);
+  const { batch, length, heads, kvHeads, headDim, rope, positions = null } = shape;
+  check(lse.count === batch * heads * length, "attention", { lse, qkv });
+  const { q, k, v, stride, scale } = unpack(qkv, shape);
+  const sizes = [batch, length, heads, kvHeads, headDim, scale] as const;
+  const inputs = [q, stride, k, v, stride, rope, positions] as const;
+  qkv.device.run("mantou_attention_forward", F32, ...sizes, ...inputs, output, lse);
+}
+
+/** dQkv [batch·length, (heads + 2·kvHeads)·headDim], with respect to q and k before rotation. */
+export function attentionBackward(
+  dQkv: Tensor,
+  given: { dOutput: Tensor; qkv: Tensor; output: Tensor; lse: Tensor; workspace: Tensor },
+  shape: AttentionShape,
+): void {
+  const { dOutput, qkv, output, lse, workspace } = given;
+  checkAttention("attention backward", qkv, output, shape);
+  check(sameShape(dQkv, qkv) && sameShape(dOutput, output), "attention backward", { dQkv, qkv, dOutput, output });
+  const { batch, length, heads, kvHeads, headDim, rope, positions = null } = shape;
+  const device = qkv.device;
+  const sizes = [batch, length, heads, kvHeads, headDim] as const;
+  checkWorkspace("attention backward", workspace, device.size("mantou_attention_backward_workspace", ...sizes));
+  const { q, k, v, stride, scale } = unpack(qkv, shape);
+  const d = unpack(dQkv, shape);
+  const inputs = [scale, dOutput, q, stride, k, v, stride, rope, positions, output, lse] as const;
+  device.run("mantou_attention_backward", F32, ...sizes, ...inputs, d.q, d.k, d.v, workspace);
+}
+
+/** Generation: appends the keys and values of `length` new tokens at `start` to the caches and attends over all. */
+export function attentionCached(
+  output: Tensor,
+  given: { qkv: Tensor; kCache: Tensor; vCache: Tensor; start: number; capacity: number },
+  shape: AttentionShape,
+): void {
+  const { qkv, kCache, vCache, start, capacity } = given;
+  const { batch, length, heads, kvHeads, headDim, rope } = shape;
+  checkAttention("attention (cached)", qkv, output, shape);
+  const cache = batch * capacity * kvHeads * headDim;
+  const fits = kCache.count === cache && vCache.count === cache && start + length <= capacity;
+  check(fits && (!rope || rope.count / headDim >= capacity), "attention (cached)", { qkv, kCache, vCache, rope });
+  const { q, k, v, stride, scale } = unpack(qkv, shape);
+  const sizes = [batch, length, start, capacity, heads, kvHeads, headDim, scale] as const;
+  const inputs = [q, stride, k, v, stride, rope] as const;
+  qkv.device.run("mantou_attention_cached", F32, ...sizes, ...inputs, kCache, vCache, output);
+}
+
+/** Rotates pairs (2i, 2i+1) of every head of input [rows, heads·headDim] at the positions given (int32 [rows]). */
+export function rope(output: Tensor, input: Tensor, table: Tensor, positions: Tensor, headDim: number): void {
+  const heads = input.columns / headDim;
+  const fits = sameShape(output, input) && Number.isInteger(heads) && positions.count === input.rows;
+  check(fits && positions.dtype === "int32" && table.columns * table.shape.at(-2)! === headDim, "rope", {
+    output,
+    input,
+    table,
+    positions,
+  });
+  const stride = input.columns;
+  const rows = [input.rows, input.rows, heads, headDim] as const;
+  input.device.run("mantou_rope", F32, ...rows, table, positions, input, stride, output, stride, 0);
+}
+
+/** softmax(q kᵀ / √dk, masked) v: q [batch, queries, dk], k [batch, keys, dk], v [batch, keys, dv], mask uint8. */
+export function attentionMasked(output: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Uint8Array | null): void {
+  const [batch, queries, dk] = q.shape as [number, number, number];
+  const [, keys, dv] = v.shape as [number, number, number];
+  const fits = sameShape(k, k) && k.count === batch * keys * dk && v.count === batch * keys * dv;
+  check(fits && output.count === batch * queries * dv, "attention (masked)", { q, k, v, output });
+  if (mask && mask.length !== batch * queries * keys) {
+    throw new RangeError(`mask has ${mask.length} elements, not ${batch} × ${queries} × ${keys}`);
+  }
+  const device = q.device;
+  using memory = mask ? device.allocate(Math.max(mask.length, 1)) : null;
+  const slice = memory ? { memory, byteOffset: 0 } : null;
+  if (mask && slice) device.run("mantou_copy", slice, mask, mask.length);
+  const sizes = [batch, queries, keys, dk, dv, 1 / Math.sqrt(dk)] as const;
+  device.run("mantou_attention_masked", F32, ...sizes, q, k, v, slice, output);
+}
+
+/** Softmax over the middle axis of [outer, dim, inner]. */
+export function softmax(output: Tensor, input: Tensor, outer: number, dim: number, inner: number): void {
+  check(sameShape(output, input) && outer * dim * inner === input.count, "softmax", { output, input });
+  input.device.run("mantou_softmax", F32, outer, dim, inner, input, output);
+}
+
+/** losses [rows]; where gradientScale is not 0, logits [rows, vocab] become gradientScale · (softmax − onehot). */
+export function crossEntropy(losses: Tensor, logits: Tensor, targets: Tensor, gradientScale: number): void {
+  const { rows, columns, device } = logits;
+  const fits = losses.count === rows && targets.count === rows && targets.dtype === "int32";
+  check(fits, "cross-entropy", { losses, logits, targets });
+  device.run("mantou_cross_entropy", F32, rows, columns, logits, columns, targets, gradientScale, losses);
+}
+
+/** result [2] = ‖gradients‖₂ and min(1, maxNorm / (norm + 1e-6)), the factor of torch's clip_grad_norm_. */
+export function gradientNorm(result: Tensor, gradients: Tensor, maxNorm: number, workspace: Tensor): void {
+  const device = gradients.device;
+  check(result.count === 2, "gradient norm", { result });
+  checkWorkspace("gradient norm", workspace, device.size("mantou_gradient_norm_workspace", gradients.count));
+  device.run("mantou_gradient_norm", gradients.count, gradients, maxNorm, 1e-6, result, workspace);
+}

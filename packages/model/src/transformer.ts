@@ -1,0 +1,245 @@
+/**
+ * The Llama-style language model: embedding, blocks, final norm, output projection; forward and hand-written backward.
+ * Parameter names are those of CS336 assignment 1.
+ */
+import { Activations } from "./activations.ts";
+import { type ModelConfig, type ResolvedModelConfig, resolveModelConfig } from "./config.ts";
+import type { Device } from "./device.ts";
+import { Decoder } from "./decoder.ts";
+import { ropeTable } from "./layers/attention.ts";
+import { type Block, type Residual, createBlock } from "./layers/block.ts";
+import { Embedding } from "./layers/embedding.ts";
+import { Head } from "./layers/head.ts";
+import { RMSNorm } from "./layers/rmsnorm.ts";
+import { type Parameter, type ParameterSpec, ParameterStore } from "./parameters.ts";
+import { Random } from "./random.ts";
+import { type NdArray, Tensor } from "./tensor.ts";
+
+export interface TransformerOptions {
+  device: Device;
+  /** Initialise as in the CS336 handout, deterministic in the seed. Default 0. */
+  seed?: number;
+  /** Weights to start from, all of them, in place of a seed. */
+  weights?: Record<string, NdArray>;
+  /** Most sequences per training step. Default 1. */
+  batchSize?: number;
+}
+
+/** The parameters of a model, group by group (see ParameterStore), in the order of the forward pass. */
+export function parameterGroups(config: ResolvedModelConfig): ParameterSpec[][] {
+  const { vocabSize, dModel, dFf, numLayers, numHeads, numKeyValueHeads, norm, ffn, tieEmbeddings } = config;
+  const dKeyValue = (dModel / numHeads) * numKeyValueHeads;
+  const gain = (name: string): ParameterSpec[][] => (norm === "none" ? [] : [[{ name, shape: [dModel] }]]);
+  const matrix = (name: string, dOut: number, dIn: number) => ({ name: `${name}.weight`, shape: [dOut, dIn] });
+  const groups = [[matrix("token_embeddings", vocabSize, dModel)]];
+  for (let i = 0; i < numLayers; i++) {
+    const [attn, ffnName] = [`layers.${i}.attn`, `layers.${i}.ffn`];
+    const up = [matrix(`${ffnName}.w1`, dFf, dModel)];
+    if (ffn === "swiglu") up.push(matrix(`${ffnName}.w3`, dFf, dModel));
+    groups.push(...gain(`layers.${i}.ln1.weight`));
+    groups.push([
+      matrix(`${attn}.q_proj`, dModel, dModel),
+      matrix(`${attn}.k_proj`, dKeyValue, dModel),
+      matrix(`${attn}.v_proj`, dKeyValue, dModel),
+    ]);
+    groups.push([matrix(`${attn}.output_proj`, dModel, dModel)]);
+    groups.push(...gain(`layers.${i}.ln2.weight`));
+    groups.push(up, [matrix(`${ffnName}.w2`, dModel, dFf)]);
+  }
+  groups.push(...gain("ln_final.weight"));
+  if (!tieEmbeddings) groups.push([matrix("lm_head", vocabSize, dModel)]);
+  return groups;
+}
+
+/** Everything a training or evaluation step keeps in memory. */
+interface Step {
+  activations: Activations;
+  tokens: Tensor;
+  targets: Tensor;
+  embedding: Embedding;
+  blocks: Block[];
+  lnFinal: RMSNorm | null;
+  head: Head;
+}
+
+export class TransformerLM implements Disposable {
+  readonly config: ResolvedModelConfig;
+  readonly device: Device;
+  readonly batchSize: number;
+  readonly store: ParameterStore;
+  /** cos/sin table, or null without rotary position embedding. */
+  readonly rope: Tensor | null;
+  #step: Step | undefined;
+
+  /** @throws RangeError for sizes that do not fit together, missing, superfluous or misshapen weights */
+  constructor(config: ModelConfig, options: TransformerOptions) {
+    this.config = resolveModelConfig(config);
+    this.device = options.device;
+    this.batchSize = options.batchSize ?? 1;
+    if (!Number.isSafeInteger(this.batchSize) || this.batchSize < 1) {
+      throw new RangeError(`batchSize must be a whole number of at least 1, not ${this.batchSize}`);
+    }
+    const { contextLength, dModel, numHeads, ropeTheta, position } = this.config;
+    if (options.weights) checkWeights(parameterGroups(this.config).flat(), options.weights);
+    this.store = new ParameterStore(this.device, parameterGroups(this.config));
+    this.rope = position === "rope" ? ropeTable(this.device, contextLength, dModel / numHeads, ropeTheta) : null;
+    if (options.weights) this.load(options.weights);
+    else this.#initialise(options.seed ?? 0);
+  }
+
+  /** Name → value and gradient, in the order of the forward pass. */
+  parameters(): Map<string, Parameter> {
+    return this.store.byName;
+  }
+
+  /** The matrix of the output projection, [vocabSize, dModel]. */
+  get headParameter(): Parameter {
+    return this.store.get(this.config.tieEmbeddings ? "token_embeddings.weight" : "lm_head.weight");
+  }
+
+  /** Replaces all weights. @throws RangeError naming the first that is missing, superfluous or misshapen */
+  load(weights: Record<string, NdArray>): void {
+    checkWeights([...this.parameters().values()], weights);
+    for (const parameter of this.parameters().values()) {
+      parameter.value.upload(Float32Array.from(weights[parameter.name]!.data));
+    }
+  }
+
+  /**
+   * Mean cross-entropy in nats per token of `targets` given `inputs`, both [batch · length] row by row; adds the
+   * gradients, times `gradientScale`, to the parameters' `grad`.
+   * @param length tokens per sequence, at most contextLength (the default)
+   * @throws RangeError for a token that is not in the vocabulary or a batch that does not fit
+   */
+  lossAndGradients(
+    inputs: Int32Array,
+    targets: Int32Array,
+    options: StepOptions & { gradientScale?: number } = {},
+  ): number {
+    return this.#run(inputs, targets, options.length, options.gradientScale ?? 1);
+  }
+
+  /** The loss alone. */
+  loss(inputs: Int32Array, targets: Int32Array, options: StepOptions = {}): number {
+    return this.#run(inputs, targets, options.length, 0);
+  }
+
+  /**
+   * Logits of every position: inputs int32 [batch, length] → float32 [batch, length, vocabSize].
+   * @throws RangeError when length exceeds contextLength or a token is not in the vocabulary
+   */
+  logits(inputs: NdArray): NdArray {
+    const length = inputs.shape.at(-1) ?? 0;
+    const batch = length === 0 ? 0 : inputs.data.length / length;
+    if (length > this.config.contextLength) {
+      throw new RangeError(`${length} tokens are more than model.contextLength ${this.config.contextLength}`);
+    }
+    const shape = [...inputs.shape, this.config.vocabSize];
+    if (batch === 0) return { shape, data: new Float32Array(0) };
+    using decoder = new Decoder(this, { batchSize: batch, capacity: length });
+    return { shape, data: decoder.forward(Int32Array.from(inputs.data), { allLogits: true }) };
+  }
+
+  /** @throws RangeError naming the token, its place and the vocabulary's size */
+  checkTokens(tokens: Int32Array): void {
+    const { vocabSize } = this.config;
+    const wrong = tokens.findIndex((token) => token < 0 || token >= vocabSize);
+    if (wrong >= 0) {
+      throw new RangeError(`token ${tokens[wrong]} at position ${wrong} is not in a vocabulary of ${vocabSize}`);
+    }
+  }
+
+  [Symbol.dispose](): void {
+    this.#step?.activations[Symbol.dispose]();
+    this.rope?.[Symbol.dispose]();
+    this.store[Symbol.dispose]();
+  }
+
+  #run(inputs: Int32Array, targets: Int32Array, givenLength: number | undefined, gradientScale: number): number {
+    const length = givenLength ?? this.config.contextLength;
+    const rows = inputs.length;
+    if (targets.length !== rows) throw new RangeError(`${rows} inputs but ${targets.length} targets`);
+    const isLength = Number.isInteger(length) && length >= 1 && length <= this.config.contextLength;
+    if (!isLength || rows === 0 || rows % length !== 0) {
+      const limit = `model.contextLength is ${this.config.contextLength}`;
+      throw new RangeError(`${rows} tokens are not sequences of ${length} (${limit})`);
+    }
+    if (rows / length > this.batchSize) {
+      throw new RangeError(`${rows / length} sequences are more than the model's batchSize ${this.batchSize}`);
+    }
+    this.checkTokens(inputs);
+    this.checkTokens(targets);
+    this.#step ??= this.#plan();
+    const step = this.#step;
+    const [tokens, targetTokens] = [step.tokens.view([rows]), step.targets.view([rows])];
+    tokens.upload(inputs);
+    targetTokens.upload(targets);
+
+    let x: Residual = { stream: step.embedding.forward(tokens), update: null };
+    for (const block of step.blocks) x = block.forward(x, length);
+    const features = step.lnFinal ? step.lnFinal.forward(x.stream, x.update).output : x.stream;
+    const { loss, dx } = step.head.forward(features, targetTokens, gradientScale);
+    if (gradientScale !== 0) {
+      let d = step.lnFinal ? step.lnFinal.backward(dx, null) : dx;
+      for (const block of step.blocks.toReversed()) d = block.backward(d, length);
+      step.embedding.backward(d, tokens);
+    }
+    const value = new Float32Array(new ArrayBuffer(4));
+    loss.download(value);
+    return value[0]!;
+  }
+
+  /** Builds the layers around the parameters and plans their memory. */
+  #plan(): Step {
+    const { config, store, device } = this;
+    const activations = new Activations(device, this.batchSize, config.contextLength);
+    const blocks = Array.from({ length: config.numLayers }, (_, i) =>
+      createBlock(store, i, config, this.rope, activations),
+    );
+    const head = this.headParameter;
+    return {
+      activations,
+      tokens: activations.keep([activations.rows], "int32"),
+      targets: activations.keep([activations.rows], "int32"),
+      embedding: new Embedding(store.get("token_embeddings.weight"), activations),
+      blocks,
+      lnFinal: config.norm === "none" ? null : new RMSNorm(store.get("ln_final.weight"), activations),
+      head: new Head(head.value, head.grad, activations),
+    };
+  }
+
+  /**
+   * CS336 assignment 1, §3.4.1: matrices from N(0, 2 / (dIn + dOut)) truncated at ±3σ, embeddings from N(0, 1)
+   * truncated at ±3, gains 1. A tied embedding is drawn as the matrix of the projection that it also is.
+   */
+  #initialise(seed: number): void {
+    const random = new Random(seed);
+    for (const { name, shape, value } of this.parameters().values()) {
+      const data = new Float32Array(value.count);
+      if (shape.length === 1) data.fill(1);
+      else {
+        const isEmbedding = name === "token_embeddings.weight" && !this.config.tieEmbeddings;
+        random.truncatedNormal(data, isEmbedding ? 1 : Math.sqrt(2 / (shape[0]! + shape[1]!)));
+      }
+      value.upload(data);
+    }
+  }
+}
+
+export interface StepOptions {
+  /** Tokens per sequence; default: the model's contextLength. */
+  length?: number;
+}
+
+function checkWeights(specs: { name: string; shape: readonly number[] }[], weights: Record<string, NdArray>): void {
+  for (const { name, shape } of specs) {
+    const given = Object.hasOwn(weights, name) ? weights[name] : undefined;
+    if (!given) throw new RangeError(`weight ${name} is missing`);
+    if (given.shape.join() !== shape.join() || given.data.length !== shape.reduce((a, b) => a * b, 1)) {
+      throw new RangeError(`weight ${name} has shape [${given.shape.join(", ")}], not [${shape.join(", ")}]`);
+    }
+  }
+  const names = new Set(specs.map(({ name }) => name));
+  const superfluous = Object.keys(weights).find((name) => !names.has(name));
+  if (superfluous) throw new RangeError(`weight ${superfluous} is not part of this model`);
+}
