@@ -1,0 +1,240 @@
+/**
+ * Checkpoints: one safetensors file with the weights under their names, AdamW's moments as `optimizer.m.NAME` and
+ * `optimizer.v.NAME`, and in the metadata the step, the model's config and a SHA-256 of all that and of all tensors.
+ * Whole logical tensors, nothing about devices, threads or processes. A file appears under its name only when it is
+ * complete.
+ */
+import { type Hash, createHash } from "node:crypto";
+import { existsSync, readdirSync, rmSync } from "node:fs";
+import { join } from "node:path";
+import { type AdamW, type ResolvedModelConfig, SafetensorsError, SafetensorsFile, type Tensor } from "@mantou/model";
+import { type TensorEntry, type TransformerLM, safetensorsChunks, writeAtomically } from "@mantou/model";
+import { z } from "zod";
+import { removeTemporaries } from "./temporaries.ts";
+
+const METADATA_KEY = "mantou.checkpoint";
+
+const manifestSchema = z.strictObject({
+  version: z.literal(1),
+  iteration: z.int().min(0),
+  /** Steps that the optimizer has taken: t of the bias correction. */
+  optimizerSteps: z.int().min(0),
+  model: z.record(z.string(), z.union([z.number(), z.string(), z.boolean()])),
+  /** Of the fields above and the tensors, see `startHash`. */
+  sha256: z.string(),
+});
+
+type Manifest = z.output<typeof manifestSchema>;
+
+/** A checkpoint that cannot be used; the message says why. */
+export class CheckpointError extends Error {
+  override name = "CheckpointError";
+}
+
+/** Where bytes can go: a path, or anything that takes chunks in order. */
+export type CheckpointTarget = string | { write(chunk: Uint8Array): unknown };
+
+interface Trained {
+  model: TransformerLM;
+  optimizer: AdamW;
+}
+
+/** The tensors of a checkpoint, in the order of the file. */
+function entries({ model, optimizer }: Trained): (TensorEntry & { tensor: Tensor })[] {
+  const all = [...model.parameters().values()];
+  const entry = (name: string, shape: readonly number[], tensor: Tensor) => {
+    return { name, dtype: "F32" as const, shape, tensor, data: () => tensor.toFloat32Array() };
+  };
+  const moments = (prefix: string, flat: Tensor) =>
+    all.map(({ name, shape, offset }) => entry(`${prefix}.${name}`, shape, flat.view(shape, offset)));
+  return [
+    ...all.map(({ name, shape, value }) => entry(name, shape, value)),
+    ...moments("optimizer.m", optimizer.firstMoments),
+    ...moments("optimizer.v", optimizer.secondMoments),
+  ];
+}
+
+/** A hash that has taken in a manifest but for `sha256`, as JSON with sorted keys; the tensors follow in file order. */
+function startHash({ version, iteration, optimizerSteps, model }: Omit<Manifest, "sha256">): Hash {
+  const settings = Object.entries(model).sort(([a], [b]) => (a < b ? -1 : 1));
+  return createHash("sha256").update(JSON.stringify([version, iteration, optimizerSteps, settings]));
+}
+
+function asBytes(values: Float32Array): Uint8Array {
+  return new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
+}
+
+/** Writes a checkpoint after `iteration` steps. */
+export function saveCheckpoint(target: CheckpointTarget, trained: Trained & { iteration: number }): void {
+  const { model, optimizer, iteration } = trained;
+  const tensors = entries(trained);
+  const about = { version: 1 as const, iteration, optimizerSteps: optimizer.stepCount, model: { ...model.config } };
+  const hash = startHash(about);
+  for (const { data } of tensors) hash.update(asBytes(data()));
+  const manifest: Manifest = { ...about, sha256: hash.digest("hex") };
+  const chunks = safetensorsChunks(tensors, { format: "mantou", [METADATA_KEY]: JSON.stringify(manifest) });
+  if (typeof target === "string") writeAtomically(target, chunks);
+  else for (const chunk of chunks) target.write(chunk);
+}
+
+/** What a checkpoint says of itself, without its tensors. @throws CheckpointError */
+function readManifest(file: SafetensorsFile, label: string): Manifest {
+  const text = file.metadata[METADATA_KEY];
+  if (text === undefined) throw new CheckpointError(`${label} is a safetensors file but no checkpoint of Mantou`);
+  try {
+    return manifestSchema.parse(JSON.parse(text));
+  } catch (error) {
+    throw new CheckpointError(`${label} has a damaged manifest: ${(error as Error).message}`);
+  }
+}
+
+/** Opens and hands over a checkpoint; everything that is wrong with it is a CheckpointError. */
+function withCheckpoint<T>(
+  source: string | Uint8Array,
+  use: (file: SafetensorsFile, manifest: Manifest, label: string) => T,
+): T {
+  const label = typeof source === "string" ? source : "the checkpoint";
+  if (typeof source === "string" && !existsSync(source)) throw new CheckpointError(`there is no checkpoint ${source}`);
+  try {
+    using file = new SafetensorsFile(source);
+    return use(file, readManifest(file, label), label);
+  } catch (error) {
+    if (error instanceof SafetensorsError) {
+      const { message } = error;
+      throw new CheckpointError(message.includes(label) ? message : `${label} is damaged: ${message}`);
+    }
+    throw error;
+  }
+}
+
+/**
+ * Puts weights, moments and step counts back; nothing is changed unless the whole checkpoint is sound.
+ * @returns the iteration at which it was saved
+ * @throws CheckpointError when it is cut off, damaged or of another model
+ */
+export function loadCheckpoint(source: string | Uint8Array, trained: Trained): number {
+  return withCheckpoint(source, (file, manifest, label) => {
+    checkModel(manifest.model, trained.model.config, label);
+    const tensors = entries(trained);
+    checkTensors(file, manifest, tensors, label);
+    for (const { name, tensor } of tensors) tensor.upload(file.float32(name).data);
+    trained.optimizer.stepCount = manifest.optimizerSteps;
+    return manifest.iteration;
+  });
+}
+
+/** The weights alone, for inference; the whole file must be sound all the same. @throws CheckpointError */
+export function loadWeights(source: string | Uint8Array, model: TransformerLM): number {
+  return withCheckpoint(source, (file, manifest, label) => {
+    checkModel(manifest.model, model.config, label);
+    const weights = [...model.parameters().values()];
+    const moments = ["optimizer.m", "optimizer.v"].flatMap((prefix) =>
+      weights.map(({ name, shape }) => ({ name: `${prefix}.${name}`, shape })),
+    );
+    checkTensors(file, manifest, [...weights, ...moments], label);
+    for (const { name, value } of weights) value.upload(file.float32(name).data);
+    return manifest.iteration;
+  });
+}
+
+/** Whether a file is a checkpoint, complete and undamaged, of whatever model. */
+export function isWholeCheckpoint(path: string): boolean {
+  try {
+    withCheckpoint(path, (file, manifest, label) => {
+      checkTensors(
+        file,
+        manifest,
+        [...file.tensors].map(([name, { shape }]) => ({ name, shape })),
+        label,
+      );
+    });
+    return true;
+  } catch (error) {
+    if (error instanceof CheckpointError) return false;
+    throw error;
+  }
+}
+
+/** Reads all tensors once and holds them to the shapes they must have and to the hash. @throws CheckpointError */
+function checkTensors(
+  file: SafetensorsFile,
+  manifest: Manifest,
+  tensors: { name: string; shape: readonly number[] }[],
+  label: string,
+): void {
+  const hash = startHash(manifest);
+  for (const { name, shape } of tensors) {
+    const stored = file.float32(name);
+    if (stored.shape.join() !== shape.join()) {
+      throw new CheckpointError(`${label}: ${name} is [${stored.shape.join(", ")}], not [${shape.join(", ")}]`);
+    }
+    hash.update(asBytes(stored.data));
+  }
+  if (hash.digest("hex") !== manifest.sha256) throw new CheckpointError(`${label} is damaged: its hash is wrong`);
+}
+
+function checkModel(stored: Record<string, unknown>, config: ResolvedModelConfig, label: string): void {
+  for (const [key, value] of Object.entries(config)) {
+    if (stored[key] !== value) {
+      throw new CheckpointError(`${label} is of another model: ${key} is ${String(stored[key])}, not ${value}`);
+    }
+  }
+}
+
+/** File name of the checkpoint after `iteration` steps. */
+export function checkpointName(iteration: number): string {
+  return `step-${String(iteration).padStart(8, "0")}.safetensors`;
+}
+
+/** Paths of the checkpoints in a directory, newest first. */
+export function listCheckpoints(directory: string): string[] {
+  if (!existsSync(directory)) return [];
+  return readdirSync(directory)
+    .filter((name) => /^step-\d{8,}\.safetensors$/.test(name))
+    .sort((a, b) => checkpointStep(b) - checkpointStep(a))
+    .map((name) => join(directory, name));
+}
+
+/** The step that a checkpoint's name tells. */
+export function checkpointStep(path: string): number {
+  return Number(/step-(\d+)\.safetensors$/.exec(path)?.[1]);
+}
+
+/**
+ * Removes all but the newest `keep` checkpoints up to `iteration`, the one just saved. Later ones can only be damaged
+ * ones that were passed over; they go too, lest they be counted among the newest. So does what killed writers left.
+ */
+export function pruneCheckpoints(directory: string, keep: number, iteration: number): void {
+  const paths = listCheckpoints(directory);
+  const sound = paths.filter((path) => checkpointStep(path) <= iteration);
+  const late = paths.filter((path) => checkpointStep(path) > iteration);
+  for (const path of [...late, ...sound.slice(keep)]) rmSync(path, { force: true });
+  removeTemporaries(directory);
+}
+
+/**
+ * Uses the newest checkpoint that is whole: `load` is tried on one after the other, newest first.
+ * @param warn told of each one that was refused
+ * @returns what `load` returned, or undefined when there is no checkpoint at all
+ * @throws CheckpointError when there are some and none is usable
+ */
+export function loadNewest<T>(
+  directory: string,
+  load: (path: string) => T,
+  warn: (message: string) => void,
+): T | undefined {
+  const paths = listCheckpoints(directory);
+  for (const path of paths) {
+    try {
+      return load(path);
+    } catch (error) {
+      if (!(error instanceof CheckpointError)) throw error;
+      if (path === paths.at(-1)) {
+        const all = paths.length === 1 ? "" : `none of the ${paths.length} checkpoints can be used; the oldest: `;
+        throw new CheckpointError(all + error.message);
+      }
+      warn(`${error.message}; using the one before it`);
+    }
+  }
+  return undefined;
+}

@@ -1,0 +1,73 @@
+/**
+ * `bun run eval`: loss, perplexity and bits per byte of a trained run on its validation data or on any text.
+ * Usage: bun run eval --run runs/NAME [--data FILE]
+ */
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { openDevice } from "@mantou/model";
+import { z } from "zod";
+import { BatchReader, TokenFile } from "../dataset.ts";
+import { checkSources, encodeText } from "../prepare.ts";
+import { loadRun } from "../run.ts";
+import { formatTable } from "../terminal/format.ts";
+import { ProgressBar } from "../terminal/progress.ts";
+import { runCommand } from "./command.ts";
+import { type Command, parseOptions } from "./options.ts";
+
+const options = z.strictObject({
+  run: z.string().meta({ description: "directory of a run", placeholder: "DIR" }),
+  data: z.string().optional().meta({
+    description: "text (or tokens of the same tokenizer) to evaluate; default: the run's own validation data",
+  }),
+  device: z.enum(["auto", "cpu", "cuda"]).default("auto").meta({ description: "where to compute" }),
+  threads: z.int().min(0).default(0).meta({ description: "CPU threads; 0: one a core" }),
+});
+
+const command: Command<typeof options> = {
+  usage: "bun run eval",
+  summary: "Measures a trained run: loss, perplexity and bits per byte over all of a text",
+  options,
+  examples: ["bun run eval --run runs/tiny", "bun run eval --run runs/tiny --data other.txt"],
+};
+
+await runCommand(async (argv) => {
+  const { run: path, data, device: name, threads } = parseOptions(command, argv).options;
+  using device = openDevice(name, { threads });
+  const { run, config, model, tokenizer, step } = loadRun(path, device, (text) => console.error(`warning: ${text}`));
+  const about = { vocabSize: model.config.vocabSize, tokenizerHash: tokenizer.hash };
+  const scratch = mkdtempSync(join(tmpdir(), "mantou-eval-"));
+  try {
+    let file = data ?? config.val ?? "";
+    if (data !== undefined)
+      checkSources({ ...config, data, val: undefined, tokenizer: { ...config.tokenizer, path: run.tokenizer } });
+    if (data === undefined && !/\.(bin|npy)$/.test(file)) file = join(run.path, "data", "val.bin");
+    if (!/\.(bin|npy)$/.test(file)) file = encodeText(file, join(scratch, "text.bin"), tokenizer);
+    using source = new TokenFile(device, file, about);
+    const contextLength = Math.min(config.model.contextLength, Math.max(1, source.count - 1));
+    const reader = new BatchReader(source, config.batchSize, contextLength);
+    const windows = Math.floor((source.count - 1) / contextLength);
+    const bar = new ProgressBar({ total: windows * contextLength, label: "evaluating" });
+    // A special token stands for no bytes of text.
+    const specials = new Set(tokenizer.specialTokens.values());
+    let [nats, tokens, bytes] = [0, 0, 0];
+    for (const { inputs, targets } of reader.sweep(Number.POSITIVE_INFINITY)) {
+      nats += model.loss(inputs, targets, { length: contextLength }) * targets.length;
+      tokens += targets.length;
+      for (const token of targets) bytes += specials.has(token) ? 0 : tokenizer.tokenBytes(token).length;
+      bar.update(tokens, { loss: (nats / tokens).toFixed(4) });
+    }
+    bar.finish();
+    const loss = nats / tokens;
+    const rows = [
+      ["run", `${path}, step ${step}`],
+      ["text", `${data ?? "its validation data"}: ${tokens} tokens, ${bytes} bytes`],
+      ["loss", `${loss.toFixed(4)} nats per token`],
+      ["perplexity", Math.exp(loss).toFixed(3)],
+      ["bits per byte", (nats / Math.LN2 / bytes).toFixed(4)],
+    ];
+    console.log(formatTable(rows));
+  } finally {
+    rmSync(scratch, { recursive: true, force: true });
+  }
+});

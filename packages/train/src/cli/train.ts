@@ -1,0 +1,227 @@
+/**
+ * `bun run train`: from text (or generated stories) to a trained model in `runs/NAME`, in one command.
+ * Usage: bun run train [--data FILE] [--preset NAME] [--config FILE] [any setting of the config as a flag]
+ */
+import { existsSync } from "node:fs";
+import { availableParallelism } from "node:os";
+import { join } from "node:path";
+import { type Device, TransformerLM, openDevice } from "@mantou/model";
+import { z } from "zod";
+import { type ResolvedConfig, autoBatchSize, choose, readRunConfig, resolveConfig, settled } from "../config.ts";
+import { type SettledConfig, trainConfigSchema } from "../config.ts";
+import { UserError } from "../errors.ts";
+import { checkSources, checkTextLengths, prepareData, prepareTokenizer } from "../prepare.ts";
+import { presets } from "../presets.ts";
+import { RunDirectory, claimDirectory, modelConfig, saveConfig } from "../run.ts";
+import { formatCount, formatDuration } from "../terminal/format.ts";
+import { plotCurve } from "../terminal/plot.ts";
+import { ProgressBar } from "../terminal/progress.ts";
+import { styleFor, widthOf } from "../terminal/style.ts";
+import { type Outcome, train } from "../trainer.ts";
+import { runCommand } from "./command.ts";
+import { formatConfig } from "./config-summary.ts";
+import { type Command, parseFlags } from "./options.ts";
+
+const command: Command = {
+  usage: "bun run train",
+  summary: "Trains a language model from scratch on a text, or on generated stories where there is none",
+  options: trainConfigSchema.extend({
+    preset: z
+      .string()
+      .optional()
+      .meta({ group: "Start from", description: `settings to start from: ${Object.keys(presets).join(", ")}` }),
+    config: z
+      .string()
+      .optional()
+      .meta({ group: "Start from", description: "JSON file with settings over the preset's", placeholder: "FILE" }),
+    resume: z
+      .string()
+      .optional()
+      .meta({ group: "Start from", description: "go on with a run that was stopped", placeholder: "DIR" }),
+  }),
+  examples: [
+    "bun run train",
+    "bun run train --data book.txt --preset books",
+    "bun run train --model.numLayers 6 --steps 2000 --lr 1e-3 --name deeper",
+    "bun run train --resume runs/tiny",
+  ],
+};
+
+/** A run that is ready to start. */
+interface Prepared {
+  run: RunDirectory;
+  /** What was asked for; the tokenizer settles the size of the vocabulary. */
+  resolved: ResolvedConfig;
+}
+
+await runCommand(async (argv) => {
+  const { given } = parseFlags(command, argv);
+  const { preset, config: file, resume, ...flags } = given as Record<string, unknown> & Record<string, string>;
+  if (resume !== undefined && Object.keys(given).length > 1) {
+    throw new UserError("--resume goes on with the run's own config and takes no other flag", {
+      fix: `bun run train --resume ${resume}`,
+    });
+  }
+  const style = styleFor(process.stdout);
+  const say = (line: string) => console.log(line);
+  const begin = resume === undefined ? start({ preset, file, flags }, say) : reopen(resume, say);
+  using device = begin.device;
+  const { run, resolved } = begin;
+  run.removeTemporaries();
+
+  const bars = new Map<string, ProgressBar>();
+  const progress = (label: string, done: number, total: number) => {
+    const bar = bars.get(label) ?? new ProgressBar({ total, label });
+    bars.set(label, bar);
+    bar.update(done, { size: `${(done / 1e6).toFixed(1)} MB` });
+    if (done >= total) bar.finish();
+  };
+  const tokenizer = prepareTokenizer(run.path, settled(resolved), progress);
+  const config = settleVocabulary(resolved, run, tokenizer.vocabSize);
+  const { train: trainTokens, val } = prepareData(run.path, config, tokenizer, device, progress);
+  using model = new TransformerLM(modelConfig(config), { device, seed: config.seed, batchSize: config.batchSize });
+
+  const tokensPerStep = config.batchSize * config.model.contextLength;
+  say(
+    `${style.bold("model")}   ${formatCount(model.store.count)} parameters, vocabulary ${config.model.vocabSize}\n` +
+      `${style.bold("data")}    ${formatCount(trainTokens.count)} training tokens, ${formatCount(val.count)} for validation; ` +
+      `${formatCount(config.steps * tokensPerStep)} to see in ${config.steps} steps\n` +
+      `${style.bold("device")}  ${device.description}\n` +
+      `${style.bold("run")}     ${run.path}\n`,
+  );
+
+  const stop = new AbortController();
+  const onSignal = () => stop.abort();
+  process.on("SIGINT", onSignal).on("SIGTERM", onSignal);
+  let bar = new ProgressBar({ total: config.steps });
+  let valLoss = Number.NaN;
+  const outcome = await train(
+    { run, config, model, tokenizer, train: trainTokens, val },
+    {
+      onResume(step) {
+        bar = new ProgressBar({ total: config.steps, start: step });
+        say(`resuming after step ${step}`);
+      },
+      onStep({ step, loss, lr, tokensPerSecond }) {
+        const values = { loss: loss.toFixed(3), lr: lr.toExponential(1), "tok/s": formatCount(tokensPerSecond) };
+        bar.update(step, Number.isNaN(valLoss) ? values : { ...values, val: valLoss.toFixed(3) });
+      },
+      onValidation(_, loss) {
+        valLoss = loss;
+      },
+      onSample(step, text) {
+        bar.print(`${style.dim(`── sample after step ${step}`)}\n${text.trim()}\n`);
+      },
+      onWarning(message) {
+        bar.print(`${style.color("yellow", "warning")}: ${message}`);
+      },
+    },
+    stop.signal,
+  );
+  bar.finish();
+  process.off("SIGINT", onSignal).off("SIGTERM", onSignal);
+  report(outcome, run, say);
+});
+
+/** Resolves a new config, and chooses what depends on the machine. Nothing is written before all of it is sound. */
+function start(
+  layers: Parameters<typeof resolveConfig>[0],
+  say: (line: string) => void,
+): Prepared & { device: Device } {
+  const resolved = resolveConfig(layers);
+  const { config } = resolved;
+  checkSources(config);
+  checkTextLengths(config);
+  if (config.precision === "bf16") {
+    throw new UserError("--precision bf16 needs a GPU: the CPU computes in float32", { fix: "use --precision fp32" });
+  }
+  const run = claimDirectory(resolved, nameOf(resolved));
+  if (run.exists) {
+    say(`${run.path} holds an unfinished run of this config: going on with it`);
+    return reopen(run.path, say);
+  }
+  chooseThreads(resolved);
+  const device = openDevice(config.device, { threads: settledThreads(resolved), log: say });
+  if (config.device === "auto") choose(resolved, "device", device.name, device.reason);
+  if (config.precision === "auto") choose(resolved, "precision", "fp32", "what the CPU computes in");
+  if (config.batchSize === "auto") {
+    const { value, reason } = autoBatchSize(device.name, config.model.contextLength);
+    choose(resolved, "batchSize", value, reason);
+  }
+  const vocabulary = "at most; the tokenizer may find fewer merges";
+  if (config.model.vocabSize === "auto") choose(resolved, "model.vocabSize", config.tokenizer.vocabSize, vocabulary);
+  const style = styleFor(process.stdout);
+  say(`${formatConfig(resolved, widthOf(process.stdout), style)}\n`);
+  saveConfig(run, resolved);
+  return { run, resolved, device };
+}
+
+function nameOf({ config, choices }: ResolvedConfig): string {
+  return String(choices.find(({ path }) => path === "name")?.value ?? config.name);
+}
+
+/** Any number of threads gives the same bits, so a run may go on with another one. */
+function chooseThreads(resolved: ResolvedConfig): void {
+  if (resolved.config.threads !== "auto") return;
+  choose(resolved, "threads", availableParallelism(), "one for each core this process may use");
+}
+
+function settledThreads({ config, choices }: ResolvedConfig): number {
+  return Number(choices.find(({ path }) => path === "threads")?.value ?? config.threads);
+}
+
+/** A run that was stopped, with the config it had and what was chosen for it. */
+function reopen(path: string, say: (line: string) => void): Prepared & { device: Device } {
+  const run = new RunDirectory(path);
+  if (!existsSync(run.config)) {
+    throw new UserError(`there is no run in ${path}`, { fix: "give the directory of a run, such as runs/tiny" });
+  }
+  const resolved = readRunConfig(run.config);
+  chooseThreads(resolved);
+  const { steps, device } = settled(resolved);
+  if (run.isFinished(steps)) {
+    throw new UserError(`${path} is finished: ${steps} of ${steps} steps`, {
+      fix: `sample from it: bun run generate --run ${path}`,
+    });
+  }
+  return { run, resolved, device: openDevice(device, { threads: settledThreads(resolved), log: say }) };
+}
+
+/** Puts the tokenizer's true number of ids into the config that is kept. */
+function settleVocabulary(resolved: ResolvedConfig, run: RunDirectory, vocabSize: number): SettledConfig {
+  const asked = resolved.config.model.vocabSize;
+  if (asked === "auto") choose(resolved, "model.vocabSize", vocabSize, "as many as the tokenizer has ids");
+  else if (asked < vocabSize) {
+    throw new UserError(`--model.vocab-size ${asked} is smaller than the tokenizer's ${vocabSize}`, {
+      fix: "leave it out: it follows the tokenizer",
+    });
+  }
+  saveConfig(run, resolved);
+  return settled(resolved);
+}
+
+function report({ step, stopped, history }: Outcome, run: RunDirectory, say: (line: string) => void): void {
+  const style = styleFor(process.stdout);
+  if (stopped) {
+    say(`\nstopped after step ${step}; a checkpoint is saved. Go on with: bun run train --resume ${run.path}`);
+    return;
+  }
+  const losses = history.map(({ step: x, loss }): [number, number] => [x, loss]);
+  const validation = history.flatMap(({ step: x, valLoss }): [number, number][] => {
+    return valLoss === undefined ? [] : [[x, valLoss]];
+  });
+  const series = [
+    { label: "training", points: losses },
+    { label: "validation", points: validation },
+  ];
+  const width = Math.min(100, widthOf(process.stdout));
+  say(`\n${plotCurve(series, { width, title: "loss (nats per token)", xLabel: "step", style })}\n`);
+  const last = history.at(-1);
+  if (last) {
+    const speed = formatCount(last.tokens / last.time);
+    const final = last.valLoss === undefined ? "" : `validation loss ${last.valLoss.toFixed(4)}, `;
+    say(`${final}${formatCount(last.tokens)} tokens in ${formatDuration(last.time)} (${speed} tok/s)`);
+  }
+  say(`everything is in ${run.path}: ${["config.json", "metrics.jsonl", "samples.txt", "checkpoints"].join(", ")}`);
+  say(`sample from it: bun run generate --run ${join(run.path)} --prompt "Once upon a time"`);
+}

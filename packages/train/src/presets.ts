@@ -1,0 +1,74 @@
+/**
+ * Named starting points. A preset lists what it sets on purpose; the rest are the defaults in `config-schema.ts`.
+ *
+ * Learning rates, warmup and widths that are left out follow from the others ("auto"): the cosine ends at a tenth of
+ * `lr`, the warmup takes 5 % of the steps.
+ */
+
+import type { PartialConfig } from "./config-schema.ts";
+
+/** What `train` uses when no preset is named, also under a config file or `--data`. */
+export const defaultPreset = "tiny";
+
+export const presets: Record<string, PartialConfig> = {
+  /**
+   * `bun run train` with nothing else: two to three minutes on two CPU cores. A story has about 250 tokens, so the
+   * context holds a whole one; the width is spent on few sequences and a high learning rate.
+   */
+  tiny: {
+    tokenizer: { vocabSize: 1024 },
+    model: { contextLength: 256, dModel: 128, numLayers: 4, numHeads: 4 },
+    batchSize: 8,
+    steps: 1400,
+    lr: 3e-3,
+    evalInterval: 200,
+    sampleInterval: 400,
+    sampleTokens: 320,
+    checkpointInterval: 200,
+  },
+
+  /**
+   * nanoGPT's small CPU config (config/train_shakespeare_char.py as its README runs it on a laptop: validation loss
+   * 1.88), on bytes instead of its 65 characters. For `--data` tinyshakespeare; there are no documents in it, hence no
+   * special token. dFf 344 makes SwiGLU's three matrices as large as that config's two of 512.
+   */
+  shakespeare: {
+    tokenizer: { vocabSize: 256, specialTokens: [] },
+    model: { contextLength: 64, dModel: 128, numLayers: 4, numHeads: 4, dFf: 344 },
+    batchSize: 12,
+    steps: 2000,
+    lr: 1e-3, // to 1e-4, after 100 steps of warmup
+    betas: [0.9, 0.99],
+    evalInterval: 250,
+    sampleInterval: 500,
+    sampleTokens: 300,
+  },
+
+  /** Prose of your own (`--data books.txt`, a few MB) in about five minutes on two CPU cores. */
+  books: {
+    tokenizer: { vocabSize: 4096 },
+    model: { contextLength: 128, dModel: 192, numLayers: 4, numHeads: 6 },
+    batchSize: 16,
+    steps: 1200,
+    lr: 2e-3,
+    evalInterval: 100,
+    sampleInterval: 200,
+    checkpointInterval: 100,
+  },
+
+  /**
+   * The model of the Stanford CS336 handout (assignment 1, §7.2) for the TinyStories data: 17M parameters besides the
+   * token embedding, 327.68M tokens (20,000 steps of 64 × 256). Meant for a GPU.
+   */
+  "tinystories-17m": {
+    tokenizer: { vocabSize: 10000 },
+    model: { contextLength: 256, dModel: 512, numLayers: 4, numHeads: 16, dFf: 1344, ropeTheta: 10000 },
+    batchSize: 64,
+    steps: 20000,
+    lr: 1e-3,
+    evalInterval: 500,
+    sampleInterval: 1000,
+    sampleTokens: 256,
+    checkpointInterval: 1000,
+  },
+};

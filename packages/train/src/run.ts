@@ -1,0 +1,145 @@
+/**
+ * A run's directory and what lies in it:
+ *
+ *   config.json      the config as asked for, and what was chosen for its automatic values
+ *   tokenizer.json   data/train.bin  data/val.bin  (and data/stories.txt, if they were generated)
+ *   checkpoints/     step-00000500.safetensors …
+ *   metrics.jsonl    one line a step
+ *   samples.txt      texts sampled on the way
+ */
+import { existsSync, mkdirSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import { type Device, type ModelConfig, TransformerLM, writeAtomically } from "@mantou/model";
+import type { Tokenizer } from "@mantou/tokenizer";
+import { loadTokenizer } from "@mantou/tokenizer/files";
+import { CheckpointError, checkpointStep, isWholeCheckpoint } from "./checkpoint.ts";
+import { listCheckpoints, loadNewest, loadWeights } from "./checkpoint.ts";
+import { type ResolvedConfig, type SettledConfig, choose, configJson, loadRunConfig } from "./config.ts";
+import { UserError } from "./errors.ts";
+import { removeTemporaries } from "./temporaries.ts";
+
+export class RunDirectory {
+  readonly checkpoints: string;
+  readonly data: string;
+  readonly metrics: string;
+  readonly samples: string;
+  readonly config: string;
+  readonly tokenizer: string;
+
+  constructor(readonly path: string) {
+    this.checkpoints = join(path, "checkpoints");
+    this.data = join(path, "data");
+    this.metrics = join(path, "metrics.jsonl");
+    this.samples = join(path, "samples.txt");
+    this.config = join(path, "config.json");
+    this.tokenizer = join(path, "tokenizer.json");
+  }
+
+  /** Whether something was begun here. */
+  get exists(): boolean {
+    return existsSync(this.path);
+  }
+
+  /** Whether all `steps` are done: the newest checkpoint says so, and it is whole. */
+  isFinished(steps: number): boolean {
+    const [newest] = listCheckpoints(this.checkpoints);
+    return newest !== undefined && checkpointStep(newest) >= steps && isWholeCheckpoint(newest);
+  }
+
+  /** Removes what processes that were killed while they wrote left behind. */
+  removeTemporaries(): void {
+    for (const directory of [this.path, this.data, this.checkpoints]) removeTemporaries(directory);
+  }
+}
+
+/**
+ * The directory for a run that `train` was asked for. An unfinished run of the same config goes on; anything else that
+ * stands in the way is left alone: an automatic name gets a number, a name that was asked for is refused.
+ * @throws UserError saying what is there and how to go on
+ */
+export function claimDirectory(resolved: ResolvedConfig, name: string): RunDirectory {
+  const { runsDir, name: asked } = resolved.config;
+  for (let number = 1; ; number++) {
+    const candidate = number === 1 ? name : `${name}-${number}`;
+    const run = new RunDirectory(join(runsDir, candidate));
+    const obstacle = run.exists ? obstacleTo(run, resolved) : undefined;
+    if (obstacle === undefined) {
+      if (number > 1) choose(resolved, "name", candidate, `${join(runsDir, name)} holds another run`);
+      return run;
+    }
+    if (asked !== "auto") throw obstacle;
+  }
+}
+
+/** Why this run cannot go on in an existing directory, if it cannot. */
+function obstacleTo(run: RunDirectory, resolved: ResolvedConfig): UserError | undefined {
+  const other = "take another --name";
+  if (!existsSync(run.config)) {
+    return new UserError(`${run.path} exists and is no run of Mantou`, { fix: other });
+  }
+  if (withoutChoices(readFileSync(run.config, "utf8")) !== withoutChoices(configJson(resolved))) {
+    return new UserError(`${run.path} holds a run with another config`, {
+      fix: `${other}, or go on with that run: bun run train --resume ${run.path}`,
+    });
+  }
+  if (run.isFinished(resolved.config.steps)) {
+    return new UserError(`${run.path} holds a finished run of this config (${resolved.config.steps} steps)`, {
+      fix: `${other}, or sample from it: bun run generate --run ${run.path}`,
+    });
+  }
+  return undefined;
+}
+
+function withoutChoices(json: string): string {
+  try {
+    const { choices: _, name: __, ...settings } = JSON.parse(json) as Record<string, unknown>;
+    return JSON.stringify(settings);
+  } catch {
+    return json;
+  }
+}
+
+/** Writes config.json, making the directory. */
+export function saveConfig(run: RunDirectory, resolved: ResolvedConfig): void {
+  mkdirSync(run.checkpoints, { recursive: true });
+  writeAtomically(run.config, [new TextEncoder().encode(configJson(resolved))]);
+}
+
+/** The model's part of a run's config. */
+export function modelConfig(config: SettledConfig): ModelConfig {
+  return config.model;
+}
+
+/** A trained model with its tokenizer, for generation and evaluation. */
+export interface LoadedRun {
+  run: RunDirectory;
+  config: SettledConfig;
+  tokenizer: Tokenizer;
+  model: TransformerLM;
+  /** Steps after which the weights were saved. */
+  step: number;
+}
+
+/**
+ * Opens a run with its newest sound checkpoint.
+ * @throws UserError when there is no run, or it has no usable checkpoint
+ */
+export function loadRun(path: string, device: Device, warn: (message: string) => void): LoadedRun {
+  const run = new RunDirectory(path);
+  if (!existsSync(run.config)) {
+    throw new UserError(`there is no run in ${path}`, { fix: "give the directory of a run, such as runs/tiny" });
+  }
+  const config = loadRunConfig(run.config);
+  const tokenizer = loadTokenizer(run.tokenizer);
+  const model = new TransformerLM(modelConfig(config), { device, batchSize: config.batchSize });
+  try {
+    const step = loadNewest(run.checkpoints, (file) => loadWeights(file, model), warn);
+    if (step === undefined) {
+      throw new UserError(`${path} has no checkpoint yet`, { fix: `train it: bun run train --resume ${path}` });
+    }
+    return { run, config, tokenizer, model, step };
+  } catch (error) {
+    if (!(error instanceof CheckpointError)) throw error;
+    throw new UserError(error.message, { fix: "no older checkpoint is usable: train again", exitCode: 1 });
+  }
+}

@@ -1,0 +1,26 @@
+/**
+ * Files are written as `NAME.tmp-PID` (`NAME.PID.tmp` by the tokenizer) and renamed when they are complete, so a process
+ * that is killed while it writes leaves only such a file behind: nothing reads it, and the next one to come removes it.
+ */
+import { existsSync, readdirSync, rmSync } from "node:fs";
+import { join } from "node:path";
+
+/** Removes what processes that are gone left in a directory. */
+export function removeTemporaries(directory: string): void {
+  if (!existsSync(directory)) return;
+  for (const name of readdirSync(directory)) {
+    const match = /\.tmp-(\d+)$|\.(\d+)\.tmp$/.exec(name);
+    if (match && !isAlive(Number(match[1] ?? match[2]))) rmSync(join(directory, name), { force: true });
+  }
+}
+
+function isAlive(pid: number): boolean {
+  // Our own number on a file that we are not writing was that of a process before us.
+  if (pid === process.pid) return false;
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === "EPERM";
+  }
+}
