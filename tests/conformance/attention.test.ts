@@ -1,0 +1,172 @@
+/**
+ * Causal attention over packed rows, forward, backward and with a cache: every head size and length, grouped-query,
+ * rotated or not, at given positions, against float64. See workbench.ts for how each is run.
+ */
+import { describe, expect, test } from "bun:test";
+import { type Tensor, operations, ropeTable } from "@mantou/model";
+import { type PackedAttention, packedAttention, packedAttentionBackward } from "../reference/gradients.ts";
+import { floats, ints, randomInts, randomNormal } from "../support/ndarray.ts";
+import { onEveryBackend } from "./backends.ts";
+import { Workbench, verify } from "./workbench.ts";
+
+const THETA = 1e4;
+
+/** The operation's shape for the reference's, with the table of angles up to `positions` that it needs. */
+function shapeOn(bench: Workbench, shape: PackedAttention, positions: number) {
+  const { batch, length, heads, kvHeads, headDim, rope } = shape;
+  const table = rope ? ropeTable(bench.device, positions, headDim, rope.theta) : null;
+  const given = rope?.positions ? bench.from(ints([batch, length], rope.positions)) : null;
+  return {
+    shape: { batch, length, heads, kvHeads, headDim, rope: table, positions: given },
+    [Symbol.dispose]: () => table?.[Symbol.dispose](),
+  };
+}
+
+onEveryBackend((backend, device) => {
+  const shapes: (Omit<PackedAttention, "rope"> & { note?: string })[] = [
+    { batch: 1, length: 1, heads: 1, kvHeads: 1, headDim: 2 },
+    { batch: 3, length: 1, heads: 4, kvHeads: 2, headDim: 16 },
+    { batch: 2, length: 17, heads: 3, kvHeads: 1, headDim: 6 },
+    { batch: 2, length: 64, heads: 4, kvHeads: 4, headDim: 16 },
+    { batch: 1, length: 65, heads: 4, kvHeads: 2, headDim: 32 },
+    { batch: 2, length: 77, heads: 2, kvHeads: 1, headDim: 64 },
+    { batch: 1, length: 193, heads: 2, kvHeads: 2, headDim: 128 },
+    { batch: 1, length: 193, heads: 6, kvHeads: 3, headDim: 10 },
+    { batch: 1, length: 300, heads: 1, kvHeads: 1, headDim: 34 },
+    { batch: 5, length: 33, heads: 8, kvHeads: 2, headDim: 8 },
+    { batch: 1, length: 40, heads: 1, kvHeads: 1, headDim: 256 },
+  ];
+  for (const sizes of shapes) {
+    const { batch, length, heads, kvHeads, headDim } = sizes;
+    const rows = batch * length;
+    const width = (heads + 2 * kvHeads) * headDim;
+    describe(`[${batch}, ${length}], ${heads} heads on ${kvHeads} of ${headDim}`, () => {
+      const qkv = randomNormal([rows, width], 1, 1.5);
+      const d = randomNormal([rows, heads * headDim], 2);
+      const positions = randomInts([rows], 3, 500).data;
+      const ropes = {
+        "no rope": undefined,
+        rope: { theta: THETA },
+        "rope at given positions": { theta: THETA, positions },
+      };
+      for (const [name, rope] of Object.entries(ropes)) {
+        test(`forward and backward, ${name}`, () => {
+          const shape = { ...sizes, rope };
+          const run = (bench: Workbench) => {
+            using on = shapeOn(bench, shape, 500);
+            const [output, lse] = [bench.poisoned([rows, heads * headDim]), bench.poisoned([batch, heads, length])];
+            const packed = bench.from(qkv);
+            operations.attentionForward(output, lse, packed, on.shape);
+            const dims = [batch, length, heads, kvHeads, headDim] as const;
+            const workspace = bench.workspace(bench.device.size("mantou_attention_backward_workspace", ...dims));
+            const dQkv = bench.poisoned([rows, width]);
+            operations.attentionBackward(
+              dQkv,
+              { dOutput: bench.from(d), qkv: packed, output, lse, workspace },
+              on.shape,
+            );
+            return { output, lse, dQkv };
+          };
+          const dQkv = packedAttentionBackward(d, qkv, shape);
+          verify(backend, run, { ...packedAttention(qkv, shape), dQkv }, { relative: 1e-4, absolute: 3e-5 });
+        });
+      }
+
+      for (const rotated of [false, true]) {
+        test(`with a cache, token by token and in chunks, ${rotated ? "rope" : "no rope"}`, () => {
+          const shape = { ...sizes, rope: rotated ? { theta: THETA } : undefined };
+          const capacity = length + 3;
+          const chunks = [length, 1, 5, Math.ceil(length / 2)].filter((chunk) => chunk <= length);
+          const run = (bench: Workbench) => {
+            using on = shapeOn(bench, shape, capacity);
+            const results: Record<string, Tensor> = {};
+            // Short sequences go through in every way; of long ones only the last tokens come one by one.
+            for (const chunk of new Set(chunks)) {
+              const cache = [0, 1].map(() => bench.poisoned([batch, capacity, kvHeads * headDim]));
+              const output = bench.poisoned([rows, heads * headDim]);
+              let start = 0;
+              while (start < length) {
+                const rest = length - start;
+                const count = start === 0 && chunk === 1 && length > 40 ? length - 20 : Math.min(chunk, rest);
+                const [part, attended] = [
+                  bench.poisoned([batch * count, width]),
+                  bench.poisoned([batch * count, heads * headDim]),
+                ];
+                const part32 = new Float32Array(part.count);
+                for (let b = 0; b < batch; b++) {
+                  const from = (b * length + start) * width;
+                  part32.set(qkv.data.subarray(from, from + count * width), b * count * width);
+                }
+                part.upload(part32);
+                const given = { qkv: part, kCache: cache[0], vCache: cache[1], start, capacity };
+                operations.attentionCached(attended, given, { ...on.shape, length: count });
+                for (let b = 0; b < batch; b++) {
+                  output.slice(b * length + start, count).copyFrom(attended.slice(b * count, count));
+                }
+                start += count;
+              }
+              results[`chunks of ${chunk}`] = output;
+            }
+            return results;
+          };
+          const { output } = packedAttention(qkv, shape);
+          const expected = Object.fromEntries([...new Set(chunks)].map((chunk) => [`chunks of ${chunk}`, output]));
+          verify(backend, run, expected);
+        });
+      }
+    });
+  }
+
+  test("scores of 1e4, exact in float32: finite forward and backward", () => {
+    const shape: PackedAttention = { batch: 1, length: 33, heads: 2, kvHeads: 1, headDim: 16 };
+    const { data } = randomInts([33, 64], 1, 101);
+    const qkv = floats(
+      [33, 64],
+      Float32Array.from(data, (value) => value - 50),
+    );
+    const d = randomNormal([33, 32], 2);
+    const run = (bench: Workbench) => {
+      using on = shapeOn(bench, shape, 33);
+      const [output, lse, packed] = [bench.poisoned([33, 32]), bench.poisoned([1, 2, 33]), bench.from(qkv)];
+      operations.attentionForward(output, lse, packed, on.shape);
+      const workspace = bench.workspace(bench.device.size("mantou_attention_backward_workspace", 1, 33, 2, 1, 16));
+      const dQkv = bench.poisoned([33, 64]);
+      operations.attentionBackward(dQkv, { dOutput: bench.from(d), qkv: packed, output, lse, workspace }, on.shape);
+      return { output, lse, dQkv };
+    };
+    const dQkv = packedAttentionBackward(d, qkv, shape);
+    // Where a score is all there is to a row, exp(score − lse) carries the rounding of lse, 1e-3 at 1e4.
+    verify(backend, run, { ...packedAttention(qkv, shape), dQkv }, { relative: 1e-3, absolute: 0.05 });
+  });
+
+  test("masked attention gives the same bits every time", () => {
+    const [q, k, v] = [
+      [3, 77, 33],
+      [3, 65, 33],
+      [3, 65, 129],
+    ].map((shape, i) => randomNormal(shape, i));
+    const mask = Uint8Array.from(randomInts([3 * 77 * 65], 4, 2).data);
+    verify(
+      backend,
+      (bench) => {
+        const output = bench.poisoned([3, 77, 129]);
+        operations.attentionMasked(output, bench.from(q), bench.from(k), bench.from(v), mask);
+        return { output };
+      },
+      {},
+    );
+  });
+
+  test("rope turns back with the inverse angle", () => {
+    using bench = new Workbench(device);
+    using table = ropeTable(device, 50, 6, THETA);
+    const x = randomNormal([7, 12], 1);
+    const [input, turned, back] = [bench.from(x), bench.poisoned([7, 12]), bench.poisoned([7, 12])];
+    const positions = bench.from(randomInts([7], 2, 50));
+    device.run("mantou_rope", 0, 7, 7, 2, 6, table, positions, input, 12, turned, 12, 0);
+    device.run("mantou_rope", 0, 7, 7, 2, 6, table, positions, turned, 12, back, 12, 1);
+    const values = back.toFloat32Array();
+    x.data.forEach((value, i) => expect(Math.abs(values[i] - value)).toBeLessThan(1e-5));
+    expect(turned.toFloat32Array()).not.toEqual(x.data);
+  });
+});

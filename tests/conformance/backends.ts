@@ -1,0 +1,31 @@
+/**
+ * The backends that the conformance suite runs on. A new one joins here, and every test of this folder judges it.
+ */
+import { describe } from "bun:test";
+import { type Device, openDevice } from "@mantou/model";
+import { type Backend, deviceFor } from "../adapters.ts";
+
+const backends: readonly Backend[] = ["cpu"];
+
+/**
+ * Declares the tests of `body` once per backend. Devices are opened here, outside any test, because the first one may
+ * have to compile its library.
+ */
+export function onEveryBackend(body: (backend: Backend, device: Device) => void): void {
+  for (const backend of backends) {
+    const device = deviceFor(backend);
+    describe(backend, () => body(backend, device));
+  }
+}
+
+const twins = new Map<Backend, Device[]>();
+
+/** Devices of one backend that owe each other the same bits: on the CPU, with one thread and with several. */
+export function equalDevices(backend: Backend): Device[] {
+  const known = twins.get(backend);
+  if (known) return known;
+  const threads = backend === "cpu" ? [1, 2, 3] : [0];
+  const devices = threads.map((count) => openDevice(backend, { threads: count }));
+  twins.set(backend, devices);
+  return devices;
+}

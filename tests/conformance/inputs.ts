@@ -1,0 +1,30 @@
+/**
+ * Inputs that the conformance tests share.
+ */
+import type { Tolerance } from "../support/close.ts";
+import { type FloatArray, floats, randomNormal } from "../support/ndarray.ts";
+
+/** Room for the rounding of float32 sums of a few hundred terms of about 1. */
+export const rounding: Tolerance = { relative: 1e-5, absolute: 1e-5 };
+
+/** Leading dimensions: none, one, several, and ones among them. */
+export const leads = [[], [3], [1, 17], [2, 1, 3]];
+
+/** A matrix whose products with unit normal vectors are about 1. */
+export function matrix(rows: number, columns: number, seed: number): FloatArray {
+  return randomNormal([rows, columns], seed, 1 / Math.sqrt(columns));
+}
+
+/** Near 1 but not 1, so that a forgotten gain shows. */
+export function gain(size: number, seed: number): FloatArray {
+  return floats(
+    [size],
+    randomNormal([size], seed, 0.2).data.map((value) => 1 + value),
+  );
+}
+
+/** The four projections of an attention layer of that width. */
+export function projections(dModel: number, seed: number) {
+  const [q, k, v, o] = [0, 1, 2, 3].map((i) => matrix(dModel, dModel, seed + i));
+  return { qProjWeight: q, kProjWeight: k, vProjWeight: v, oProjWeight: o };
+}

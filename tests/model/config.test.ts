@@ -1,0 +1,106 @@
+/** A model's configuration: what is filled in, and that every wrong value is named together with its field. */
+import { describe, expect, test } from "bun:test";
+import { type ModelConfig, ParameterStore, TransformerLM, resolveModelConfig } from "@mantou/model";
+import { onEveryBackend } from "../conformance/backends.ts";
+import { weightShapes } from "../reference/transformer.ts";
+
+const config: ModelConfig = {
+  vocabSize: 11,
+  contextLength: 5,
+  dModel: 12,
+  numLayers: 2,
+  numHeads: 6,
+  dFf: 7,
+  ropeTheta: 1e4,
+};
+
+test("defaults", () => {
+  expect(resolveModelConfig(config)).toEqual({
+    ...config,
+    numKeyValueHeads: 6,
+    norm: "pre",
+    position: "rope",
+    ffn: "swiglu",
+    tieEmbeddings: false,
+  });
+});
+
+describe("refuses", () => {
+  const cases: [Partial<Record<keyof ModelConfig, unknown>>, string][] = [
+    [{ vocabSize: 0 }, "model.vocabSize must be a whole number of at least 1, not 0"],
+    [{ contextLength: 2.5 }, "model.contextLength must be a whole number of at least 1, not 2.5"],
+    [{ numLayers: -1 }, "model.numLayers"],
+    [{ dFf: Number.NaN }, "model.dFf must be a whole number of at least 1, not NaN"],
+    [{ dModel: undefined }, "model.dModel"],
+    [{ numHeads: "4" }, "model.numHeads"],
+    [{ numHeads: 5 }, "model.dModel 12 is not a multiple of model.numHeads 5"],
+    [{ numHeads: 4 }, "model.dModel / model.numHeads = 3: the head size must be even"],
+    [{ dModel: 514, numHeads: 1 }, "= 514: the head size must be even and at most 256"],
+    [{ numKeyValueHeads: 4 }, "model.numKeyValueHeads 4 does not divide model.numHeads 6"],
+    [{ numKeyValueHeads: 0 }, "model.numKeyValueHeads must be a whole number of at least 1, not 0"],
+    [{ ropeTheta: 1 }, "model.ropeTheta must be a number greater than 1, not 1"],
+    [{ ropeTheta: Infinity }, "model.ropeTheta"],
+    [{ norm: "middle" }, "model.norm must be one of pre, post, none, not middle"],
+    [{ position: "sine" }, "model.position must be one of rope, none, not sine"],
+    [{ ffn: "relu" }, "model.ffn must be one of swiglu, silu, not relu"],
+  ];
+  for (const [change, message] of cases) {
+    test(JSON.stringify(change), () => {
+      expect(() => resolveModelConfig({ ...config, ...change } as ModelConfig)).toThrow(message);
+    });
+  }
+});
+
+onEveryBackend((_backend, device) => {
+  test("parameters: names, shapes and order of the reference, for every combination", () => {
+    for (const norm of ["pre", "post", "none"] as const) {
+      for (const ffn of ["swiglu", "silu"] as const) {
+        for (const tieEmbeddings of [false, true]) {
+          for (const numKeyValueHeads of [6, 2, 1]) {
+            const changed = { ...config, norm, ffn, tieEmbeddings, numKeyValueHeads };
+            using model = new TransformerLM(changed, { device });
+            const shapes = [...model.parameters().values()].map(({ name, shape }) => [name, [...shape]] as const);
+            expect(Object.fromEntries(shapes)).toEqual(weightShapes(changed));
+            expect(shapes[0][0]).toBe("token_embeddings.weight");
+            const count = shapes.reduce((sum, [, shape]) => sum + shape.reduce((a, b) => a * b), 0);
+            expect(model.store.count).toBe(count);
+          }
+        }
+      }
+    }
+  });
+
+  test("weights given are the weights kept, as a copy", () => {
+    using first = new TransformerLM(config, { device, seed: 1 });
+    const weights = Object.fromEntries(
+      [...first.parameters().values()].map(({ name, shape, value }) => {
+        return [name, { shape: [...shape], data: value.toFloat32Array() }];
+      }),
+    );
+    using second = new TransformerLM(config, { device, weights });
+    weights["ln_final.weight"].data.fill(9);
+    for (const { name, value } of first.parameters().values()) {
+      expect(second.parameters().get(name)!.value.toFloat32Array()).toEqual(value.toFloat32Array());
+    }
+    expect(() => new TransformerLM(config, { device, batchSize: 0 })).toThrow("batchSize must be a whole number");
+  });
+
+  test("groups are aligned, their parameters adjacent", () => {
+    using store = new ParameterStore(device, [
+      [{ name: "a", shape: [3, 5] }],
+      [
+        { name: "b", shape: [2, 7] },
+        { name: "c", shape: [4, 7] },
+      ],
+    ]);
+    const { a, b, c } = Object.fromEntries(store.byName) as Record<
+      string,
+      { offset: number; value: { byteOffset: number } }
+    >;
+    expect(b.value.byteOffset % 256).toBe(0);
+    expect([a.offset, c.offset - b.offset]).toEqual([0, 14]);
+    expect(store.stacked(["b", "c"]).weight.shape).toEqual([6, 7]);
+    expect(() => store.stacked(["a", "b"])).toThrow("a, b are not one group");
+    expect(() => store.get("d")).toThrow("no parameter d");
+  });
+});

@@ -1,0 +1,264 @@
+/** Text generation: the key/value cache against full recomputation, sampling, and what ends a text. */
+import { describe, expect, test } from "bun:test";
+import { Decoder, type ModelConfig, Random, TransformerLM, generate, sampleToken } from "@mantou/model";
+import { onEveryBackend } from "../conformance/backends.ts";
+import { transformerLm } from "../reference/transformer.ts";
+import { expectClose } from "../support/close.ts";
+import { goldenModels } from "../support/golden.ts";
+import { randomInts } from "../support/ndarray.ts";
+
+/** Logits may differ by this much of the norm. */
+const allowed = { norm: 1e-5 };
+
+onEveryBackend((_backend, device) => {
+  describe("key/value cache", () => {
+    for (const [name, { config, weights }] of Object.entries(goldenModels())) {
+      const [batch, length] = [3, config.contextLength];
+      const tokens = randomInts([batch, length], 1, config.vocabSize);
+      const expected = transformerLm(config, weights, tokens);
+      /** Tokens first … first + count − 1 of every sequence. */
+      const part = (first: number, count: number) =>
+        Int32Array.from({ length: batch * count }, (_, i) => {
+          return tokens.data[Math.floor(i / count) * length + first + (i % count)];
+        });
+
+      test(`${name}: step by step, in chunks and at once, as the float64 reference`, () => {
+        using model = new TransformerLM(config, { device, weights });
+        using decoder = new Decoder(model, { batchSize: batch });
+        for (const chunk of [1, 5, length]) {
+          decoder.reset();
+          while (decoder.position < length) {
+            const first = decoder.position;
+            const count = Math.min(chunk, length - first);
+            // All logits of a chunk one time, the last alone the next.
+            const allLogits = first % 2 === 0;
+            const logits = decoder.forward(part(first, count), { allLogits });
+            const wanted: number[] = [];
+            for (let b = 0; b < batch; b++) {
+              const [from, to] = [allLogits ? first : first + count - 1, first + count];
+              const at = (position: number) => (b * length + position) * config.vocabSize;
+              wanted.push(...expected.data.subarray(at(from), at(to)));
+            }
+            expectClose(logits, wanted, allowed, `logits ${first} … ${first + count - 1}`);
+          }
+        }
+      });
+
+      test(`${name}: greedy generation is the argmax of full recomputation`, () => {
+        using model = new TransformerLM(config, { device, weights });
+        const prompt = Array.from(tokens.data.subarray(0, 3));
+        const text = [...prompt];
+        while (text.length < length) {
+          const logits = model.logits({ shape: [text.length], data: Int32Array.from(text) }).data;
+          text.push(argmax(logits.subarray(-config.vocabSize)));
+        }
+        const generated = generate(model, prompt, { maxTokens: length - prompt.length, temperature: 0 });
+        expect([...prompt, ...generated]).toEqual(text);
+      });
+    }
+
+    test("refuses more than its capacity, ids outside the vocabulary and ragged batches, and goes on unharmed", () => {
+      const { config, weights } = goldenModels().base;
+      using model = new TransformerLM(config, { device, weights });
+      using decoder = new Decoder(model, { batchSize: 2, capacity: 4 });
+      const first = decoder.forward(Int32Array.of(1, 2, 3, 4));
+      expect(() => decoder.forward(new Int32Array(6))).toThrow("2 + 3 tokens exceed the cache's capacity 4");
+      expect(() => decoder.forward(Int32Array.of(0, 97))).toThrow("token 97");
+      expect(() => decoder.forward(new Int32Array(3))).toThrow("3 tokens for 2 sequences");
+      expect(() => decoder.forward(new Int32Array(0))).toThrow("0 tokens");
+      expect(() => new Decoder(model, { capacity: 25 })).toThrow("contextLength 24");
+      expect(decoder.position).toBe(2);
+      const rest = decoder.forward(Int32Array.of(5, 6, 7, 8), { allLogits: true });
+      decoder.reset();
+      expect(decoder.forward(Int32Array.of(1, 2, 3, 4))).toEqual(first);
+      expect(decoder.forward(Int32Array.of(5, 6, 7, 8), { allLogits: true })).toEqual(rest);
+    });
+  });
+
+  describe("generate", () => {
+    const { config, weights } = goldenModels().base;
+    const withModel =
+      (body: (model: TransformerLM) => void, changed: Partial<ModelConfig> = {}) =>
+      () => {
+        using model = new TransformerLM({ ...config, ...changed }, { device, weights });
+        body(model);
+      };
+
+    test(
+      "is deterministic in the seed",
+      withModel((model) => {
+        const run = (seed?: number) => [...generate(model, [1, 2], { maxTokens: 20, seed })];
+        expect(run(1)).toEqual(run(1));
+        expect(run()).toEqual(run(0));
+        expect(run(2)).not.toEqual(run(1));
+        expect(run(1).length).toBe(20);
+      }),
+    );
+
+    test(
+      "draws as sampleToken does from the reference's logits",
+      withModel((model) => {
+        const options = { temperature: 0.7, topP: 0.9 };
+        const [random, text] = [new Random(5), [4, 8]];
+        for (let i = 0; i < 15; i++) {
+          const logits = transformerLm(config, weights, { shape: [text.length], data: text }).data;
+          text.push(sampleToken(Float32Array.from(logits.subarray(-config.vocabSize)), options, random.next()));
+        }
+        expect([4, 8, ...generate(model, [4, 8], { maxTokens: 15, seed: 5, ...options })]).toEqual(text);
+      }),
+    );
+
+    test(
+      "ends before a stop token and at maxTokens",
+      withModel((model) => {
+        const whole = [...generate(model, [1], { maxTokens: 12, seed: 3 })];
+        const stop = whole[7];
+        const until = whole.indexOf(stop);
+        expect([...generate(model, [1], { maxTokens: 12, seed: 3, stopTokens: [stop] })]).toEqual(
+          whole.slice(0, until),
+        );
+        expect([...generate(model, [1], { maxTokens: 0 })]).toEqual([]);
+      }),
+    );
+
+    test(
+      "goes on past the context, from its second half",
+      withModel((model) => {
+        const length = config.contextLength;
+        const run = (prompt: number[]) => [...generate(model, prompt, { maxTokens: 3 * length, temperature: 0 })];
+        // A prompt that fills all but one place: after the first token and the one it leads to, the context is full.
+        const prompt = Array.from(randomInts([length - 1], 1, config.vocabSize).data);
+        const text = [...prompt, ...run(prompt)];
+        expect(text.length).toBe(4 * length - 1);
+        const half = text.slice(length + 1 - length / 2, length + 1);
+        const expected = transformerLm(config, weights, { shape: [half.length], data: half }).data;
+        expect(text[length + 1]).toBe(argmax(expected.subarray(-config.vocabSize)));
+        // Of a prompt longer than the context only its end counts.
+        expect(run([...randomInts([50], 2, config.vocabSize).data, ...prompt.slice(-1), ...prompt])).toEqual(
+          run([...prompt.slice(-1), ...prompt]),
+        );
+      }),
+    );
+
+    test(
+      "a context of one token",
+      withModel(
+        (model) => {
+          expect([...generate(model, [1, 2], { maxTokens: 5 })].length).toBe(5);
+        },
+        { contextLength: 1 },
+      ),
+    );
+
+    test(
+      "the cache is freed when a text is not read to its end",
+      withModel((model) => {
+        const { allocate } = device;
+        let live = 0;
+        device.allocate = (bytes) => {
+          const memory = allocate.call(device, bytes);
+          const free = memory[Symbol.dispose].bind(memory);
+          live++;
+          memory[Symbol.dispose] = () => {
+            live--;
+            free();
+          };
+          return memory;
+        };
+        try {
+          for (const token of generate(model, [1], { maxTokens: 10 })) {
+            expect(token).toBeGreaterThanOrEqual(0);
+            expect(live).toBeGreaterThan(0);
+            break;
+          }
+          expect(live).toBe(0);
+        } finally {
+          device.allocate = allocate;
+        }
+      }),
+    );
+
+    test(
+      "names what it cannot do",
+      withModel((model) => {
+        const run = (prompt: number[], options: object) => () =>
+          generate(model, prompt, { maxTokens: 1, ...options }).next();
+        expect(run([], {})).toThrow("the prompt is empty");
+        expect(run([97], {})).toThrow("token 97");
+        expect(run([1], { temperature: -1 })).toThrow("temperature must be a number ≥ 0, not -1");
+        expect(run([1], { temperature: Number.NaN })).toThrow("temperature");
+        expect(run([1], { topP: 0 })).toThrow("topP must lie in (0, 1], not 0");
+        expect(run([1], { topP: 1.1 })).toThrow("topP");
+        expect(run([1], { maxTokens: 1.5 })).toThrow("maxTokens");
+        expect(run([1], { seed: -1 })).toThrow("seed");
+      }),
+    );
+  });
+});
+
+describe("sampleToken", () => {
+  const logits = Float32Array.of(0.5, 2, -1, 1, 2.5, -3);
+
+  /** Counts of 20,000 draws. */
+  function draw(options: { temperature?: number; topP?: number }): Float64Array {
+    const [counts, random] = [new Float64Array(logits.length), new Random(11)];
+    for (let i = 0; i < 20_000; i++) counts[sampleToken(logits, options, random.next())]++;
+    return counts;
+  }
+
+  /** Softmax at a temperature, cut to the most likely tokens that reach topP. */
+  function distribution({ temperature = 1, topP = 1 }: { temperature?: number; topP?: number }): Float64Array {
+    const weights = Float64Array.from(logits, (logit) => Math.exp(logit / temperature));
+    const total = weights.reduce((a, b) => a + b);
+    const order = [...weights.keys()].sort((a, b) => weights[b] - weights[a]);
+    const result = new Float64Array(weights.length);
+    let reached = 0;
+    for (const token of order) {
+      if (reached >= topP * total) break;
+      reached += result[token] = weights[token];
+    }
+    return result.map((weight) => weight / reached);
+  }
+
+  for (const options of [
+    {},
+    { temperature: 0.5 },
+    { temperature: 3 },
+    { topP: 0.9 },
+    { topP: 0.5 },
+    { topP: 0.01 },
+    { temperature: 2, topP: 0.8 },
+  ]) {
+    test(`follows the distribution: ${JSON.stringify(options)}`, () => {
+      const expected = distribution(options).map((p) => p * 20_000);
+      let chiSquare = 0;
+      draw(options).forEach((count, token) => {
+        if (expected[token] === 0) expect(count).toBe(0);
+        else chiSquare += (count - expected[token]) ** 2 / expected[token];
+      });
+      // At most 5 degrees of freedom: the 99.9th percentile is 20.5.
+      expect(chiSquare).toBeLessThan(20.5);
+    });
+  }
+
+  test("temperature 0 is the argmax, the first of equals", () => {
+    for (const u of [0, 0.5, 1 - 2 ** -53]) {
+      expect(sampleToken(logits, { temperature: 0, topP: 0.5 }, u)).toBe(4);
+      expect(sampleToken(Float32Array.of(1, 3, 3), { temperature: 0 }, u)).toBe(1);
+    }
+  });
+
+  test("the ends of u give the ends of the vocabulary, and huge logits stay finite", () => {
+    expect(sampleToken(logits, {}, 0)).toBe(0);
+    expect(sampleToken(logits, {}, 1 - 2 ** -53)).toBe(5);
+    expect(sampleToken(Float32Array.of(-1e4, 1e4, 0), {}, 0.999)).toBe(1);
+    expect(sampleToken(Float32Array.of(3e38, -3e38), { temperature: 1e-3 }, 0.999)).toBe(0);
+    expect(sampleToken(Float32Array.of(-7), { topP: 0.3 }, 0.5)).toBe(0);
+  });
+});
+
+function argmax(values: ArrayLike<number>): number {
+  let best = 0;
+  for (let i = 1; i < values.length; i++) if (values[i] > values[best]) best = i;
+  return best;
+}
