@@ -138,10 +138,13 @@ describe("token files", () => {
     for (const name of ["a", "b"]) writeTokens(place.path(`${name}.bin`), [tokenizer.encode(text)], about);
     return { path, about, tokenizer, text };
   };
-  const given = (name: string) => [
-    ...["--data", place.path("a.bin"), "--val", place.path("b.bin")],
-    ...["--tokenizer.path", place.path("tokenizer.json"), "--name", name],
-  ];
+  const given = (name: string) =>
+    flags({
+      data: place.path("a.bin"),
+      val: place.path("b.bin"),
+      "tokenizer.path": place.path("tokenizer.json"),
+      name,
+    });
 
   test("tokens train as well as their text", async () => {
     sets();

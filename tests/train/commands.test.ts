@@ -60,7 +60,7 @@ describe("train", () => {
       ["device", ""],
       ["precision", "what the CPU computes in"],
     ]) {
-      expect(chosen).toMatch(new RegExp(`^  ${path} +\\S+ +\\S.*${reason}`, "m"));
+      expect(chosen).toMatch(new RegExp(`^  ${path} +\\S+ +(?=\\S).*${reason}`, "m"));
     }
     expect(stdout).toMatch(/^30\/30 \(100%\) {2}loss \d.* lr 3\.0e-4 .*val \d/m);
     expect(stdout.match(/── sample after step (\d+)/g)).toHaveLength(2);
@@ -71,11 +71,12 @@ describe("train", () => {
   });
 
   test("leaves a run directory with all that is promised, and nothing else", () => {
-    expect(readdirSync(run).sort()).toEqual([
-      ...["checkpoints", "config.json", "data", "metrics.jsonl", "samples.txt", "tokenizer.json"],
-    ]);
+    const promised = ["checkpoints", "config.json", "data", "metrics.jsonl", "samples.txt", "tokenizer.json"];
+    expect(readdirSync(run).sort()).toEqual(promised);
     expect(readdirSync(join(run, "data")).sort()).toEqual(["train.bin", "train.bin.json", "val.bin", "val.bin.json"]);
-    expect(readdirSync(place.folder).sort()).toEqual(["runs", "stories.txt"]);
+    // The folder is also the home directory, where Bun keeps what it knows of itself.
+    const visible = readdirSync(place.folder).filter((name) => !name.startsWith("."));
+    expect(visible.sort()).toEqual(["runs", "stories.txt"]);
   });
 
   test("metrics.jsonl has one line a step, each with the same fields", () => {
@@ -274,7 +275,7 @@ describe("generate", () => {
 
 describe("every command", () => {
   const commands: [CommandName, string[], string[]][] = [
-    ["train", [], ["--data", "--model.num-layers", "--steps", "--lr", "--preset", "--config", "--resume"]],
+    ["train", [], ["--data", "--model.numLayers", "--steps", "--lr", "--preset", "--config", "--resume"]],
     ["generate", [], ["--run", "--prompt", "--temperature", "--top-p", "--max-tokens", "--seed"]],
     ["eval", [], ["--run", "--data"]],
     ["build-kernels", [], ["--force"]],

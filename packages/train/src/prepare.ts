@@ -29,6 +29,14 @@ export interface Progress {
   (label: string, done: number, total: number): void;
 }
 
+/** @throws UserError when `path`, given as `flag`, is not a file with something in it */
+export function checkFile(flag: string, path: string): void {
+  if (!existsSync(path)) throw new UserError(`${flag} ${path} does not exist`, { fix: "give the path of a file" });
+  const { size } = statSync(path);
+  if (!statSync(path).isFile()) throw new UserError(`${flag} ${path} is not a file`, { fix: "give a text file" });
+  if (size === 0) throw new UserError(`${flag} ${path} is empty`, { fix: "give a file with text" });
+}
+
 type DataConfig = Pick<TrainConfig, "data" | "val" | "heldOut" | "seed" | "tokenizer">;
 
 /** Whether a path is a file of tokens rather than text. */
@@ -42,11 +50,7 @@ function isTokenFile(path: string): boolean {
  */
 export function checkSources(config: DataConfig): void {
   for (const [flag, path] of Object.entries({ "--data": config.data, "--val": config.val })) {
-    if (path === undefined) continue;
-    if (!existsSync(path)) throw new UserError(`${flag} ${path} does not exist`, { fix: "give the path of a file" });
-    const { size } = statSync(path);
-    if (!statSync(path).isFile()) throw new UserError(`${flag} ${path} is not a file`, { fix: "give a text file" });
-    if (size === 0) throw new UserError(`${flag} ${path} is empty`, { fix: "give a file with text" });
+    if (path !== undefined) checkFile(flag, path);
   }
   if (config.data !== undefined && isTokenFile(config.data)) {
     if (config.val === undefined || config.tokenizer.path === undefined) {

@@ -8,7 +8,7 @@ import { join } from "node:path";
 import { openDevice } from "@mantou/model";
 import { z } from "zod";
 import { BatchReader, TokenFile } from "../dataset.ts";
-import { checkSources, encodeText } from "../prepare.ts";
+import { checkFile, encodeText } from "../prepare.ts";
 import { loadRun } from "../run.ts";
 import { formatTable } from "../terminal/format.ts";
 import { ProgressBar } from "../terminal/progress.ts";
@@ -39,8 +39,7 @@ await runCommand(async (argv) => {
   const scratch = mkdtempSync(join(tmpdir(), "mantou-eval-"));
   try {
     let file = data ?? config.val ?? "";
-    if (data !== undefined)
-      checkSources({ ...config, data, val: undefined, tokenizer: { ...config.tokenizer, path: run.tokenizer } });
+    if (data !== undefined) checkFile("--data", data);
     if (data === undefined && !/\.(bin|npy)$/.test(file)) file = join(run.path, "data", "val.bin");
     if (!/\.(bin|npy)$/.test(file)) file = encodeText(file, join(scratch, "text.bin"), tokenizer);
     using source = new TokenFile(device, file, about);
