@@ -29,7 +29,7 @@ extern "C" {
 #endif
 
 #define MANTOU_API __attribute__((visibility("default")))
-#define MANTOU_ABI_VERSION 1
+#define MANTOU_ABI_VERSION 2
 
 enum mantou_status {
   MANTOU_OK = 0,
@@ -218,14 +218,17 @@ MANTOU_API int32_t mantou_attention_backward(mantou_context* context, int32_t dt
                                              const float* rope, const int32_t* positions, const void* output,
                                              const float* lse, void* dq, void* dk, void* dv, void* workspace);
 
-/* Generation: q, k, v hold `length` new tokens per sequence at positions start .. start + length - 1. Rotates k (if rope
- * is not null), appends k and v to the caches [batch, capacity, kv_heads, head_dim], and attends causally over
- * everything up to each token. start + length <= capacity. */
+/* Generation: q, k, v hold `length` new tokens for each of `batch` sequences, those of sequence b at positions starts[b]
+ * .. starts[b] + length - 1. The caches [slot_count, capacity, kv_heads, head_dim] keep each sequence in a slot of its
+ * own: slots[b], or b where slots is null. Rotates k (if rope is not null), appends k and v to the slots, and attends
+ * causally over everything up to each token. starts and slots: int32 [batch], device memory; no slot twice, starts[b] +
+ * length <= capacity. */
 MANTOU_API int32_t mantou_attention_cached(mantou_context* context, int32_t dtype, int64_t batch, int64_t length,
-                                           int64_t start, int64_t capacity, int64_t heads, int64_t kv_heads,
-                                           int64_t head_dim, float scale, const void* q, int64_t q_stride,
-                                           const void* k, const void* v, int64_t kv_stride, const float* rope,
-                                           void* k_cache, void* v_cache, void* output);
+                                           const int32_t* starts, const int32_t* slots, int64_t slot_count,
+                                           int64_t capacity, int64_t heads, int64_t kv_heads, int64_t head_dim,
+                                           float scale, const void* q, int64_t q_stride, const void* k, const void* v,
+                                           int64_t kv_stride, const float* rope, void* k_cache, void* v_cache,
+                                           void* output);
 
 /* softmax(scale * q k^T, masked) v with q [batch, queries, dk], k [batch, keys, dk], v [batch, keys, dv]. mask: uint8
  * [batch, queries, keys], 1 = attend, or null; a row masked everywhere gives the mean of v. */

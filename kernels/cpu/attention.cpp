@@ -19,18 +19,30 @@
 namespace mantou {
 namespace {
 
-// `queries` rows per sequence, of which row t sees the keys 0 .. start + t.
+// `queries` rows per sequence, of which row t sees the keys 0 .. start + t; the keys and values of a sequence lie in its
+// slot.
 struct Attention {
-  int64_t batch, queries, start, heads, kv_heads, dim;
+  int64_t batch, queries, heads, kv_heads, dim;
+  const int32_t *starts, *slots;  // [batch], or null: all start at 0, sequence b in slot b
   float scale;
   const float* q;
   int64_t q_stride;
   const float *k, *v;
-  int64_t kv_stride, kv_rows;  // kv_rows: rows from one sequence's keys to the next one's
+  int64_t kv_stride, kv_rows;  // kv_rows: rows from one slot to the next
   const float *q_rope, *k_rope;
   const int32_t* positions;  // [batch, queries] or null
   float* output;
   float* lse;  // may be null
+
+  int64_t start(int64_t sequence) const { return starts ? starts[sequence] : 0; }
+  int64_t slot(int64_t sequence) const { return slots ? slots[sequence] : sequence; }
+
+  // Of all the sequences'.
+  int64_t largest_start() const {
+    int64_t result = 0;
+    for (int64_t i = 0; i < batch; i++) result = larger(result, start(i));
+    return result;
+  }
 };
 
 template <int... I>
@@ -57,16 +69,17 @@ class Worker {
     const int64_t first = block * BLOCK;
     const int64_t count = smaller(BLOCK, p.queries - first);
     const int64_t row = sequence * p.queries + first;
-    const Rotation rotation = {p.q_rope, p.positions ? p.positions + row : nullptr, p.start + first};
+    const int64_t start = p.start(sequence) + first;
+    const Rotation rotation = {p.q_rope, p.positions ? p.positions + row : nullptr, start};
     load_tile(count, p.dim, width, p.q + row * p.q_stride + head * p.dim, p.q_stride, rotation, p.scale, rows);
     transpose_tile(round_up(count, LANES), width, rows, width, queries);
     for (int64_t i = 0; i < BLOCK; i++) maxima[i] = -INFINITY, totals[i] = 0;
 
-    const int64_t keys = p.start + first + count;
+    const int64_t keys = start + count;
     for (int64_t key = 0; key < keys; key += BLOCK) {
       const float* tile = keys_and_values(sequence, head / (p.heads / p.kv_heads), key / BLOCK);
       // How far the queries lie past the first key of the block: query i sees the block's keys 0 .. ahead + i.
-      add_block(count, smaller(BLOCK, keys - key), p.start + first - key, tile, tile + BLOCK * width, key > 0);
+      add_block(count, smaller(BLOCK, keys - key), start - key, tile, tile + BLOCK * width, key > 0);
     }
 
     float* to = p.output + (row * p.heads + head) * p.dim;
@@ -88,8 +101,8 @@ class Worker {
     float* slot = slots + smaller(block, slot_count - 1) * 2 * BLOCK * width;
     if (block < loaded) return slot;
     const int64_t first = block * BLOCK;
-    const int64_t count = smaller(BLOCK, p.start + p.queries - first);
-    const int64_t offset = (sequence * p.kv_rows + first) * p.kv_stride + kv_head * p.dim;
+    const int64_t count = smaller(BLOCK, p.start(sequence) + p.queries - first);
+    const int64_t offset = (p.slot(sequence) * p.kv_rows + first) * p.kv_stride + kv_head * p.dim;
     const int32_t* positions = p.positions ? p.positions + sequence * p.queries + first : nullptr;
     load_tile(count, p.dim, width, p.k + offset, p.kv_stride, {p.k_rope, positions, first}, 1, rows);
     transpose_tile(round_up(count, LANES), width, rows, width, slot);
@@ -172,8 +185,9 @@ class Worker {
 
 void attend(const mantou_context* context, const Attention& p) {
   const int64_t blocks = (p.queries + BLOCK - 1) / BLOCK;
-  // Block i costs as many blocks of keys as it sees; begin(i) of a head's cost lies before it.
-  const int64_t first_cost = p.start / BLOCK + 1;
+  // Block i costs as many blocks of keys as it sees, here reckoned as if all sequences started where the last one does;
+  // begin_of(i) of a head's cost lies before it.
+  const int64_t first_cost = p.largest_start() / BLOCK + 1;
   const auto begin_of = [&](int64_t block) { return block * first_cost + block * (block - 1) / 2; };
   const int64_t head_cost = begin_of(blocks);
   const int64_t grain = larger(1, (int64_t{1} << 17) / (BLOCK * BLOCK * p.dim));
@@ -246,18 +260,18 @@ void attend_one(int64_t keys, int64_t dim, const float* q, const float* k, const
 
 void attend_last(const mantou_context* context, const Attention& p) {
   const int64_t group = p.heads / p.kv_heads;
-  const int64_t keys = p.start + 1;
-  const int64_t grain = larger(1, (int64_t{1} << 14) / (keys * p.dim * group));
+  const int64_t grain = larger(1, (int64_t{1} << 14) / ((p.largest_start() + 1) * p.dim * group));
   parallel_for(context, p.batch * p.kv_heads, grain, [&](int64_t begin, int64_t end, int) {
     float q[MAX_HEAD_DIM];
     for (int64_t item = begin; item < end; item++) {
       const int64_t sequence = item / p.kv_heads, kv_head = item % p.kv_heads;
-      const int64_t offset = sequence * p.kv_rows * p.kv_stride + kv_head * p.dim;
+      const int64_t start = p.start(sequence);
+      const int64_t offset = p.slot(sequence) * p.kv_rows * p.kv_stride + kv_head * p.dim;
       for (int64_t head = kv_head * group; head < (kv_head + 1) * group; head++) {
         const float* from = p.q + sequence * p.q_stride + head * p.dim;
-        if (p.q_rope) rotate_row(p.dim, p.q_rope + p.start * p.dim, false, from, q);
+        if (p.q_rope) rotate_row(p.dim, p.q_rope + start * p.dim, false, from, q);
         for (int64_t c = 0; c < p.dim; c++) q[c] = (p.q_rope ? q : from)[c] * p.scale;
-        attend_one(keys, p.dim, q, p.k + offset, p.v + offset, p.kv_stride,
+        attend_one(start + 1, p.dim, q, p.k + offset, p.v + offset, p.kv_stride,
                    p.output + (sequence * p.heads + head) * p.dim);
       }
     }
@@ -277,29 +291,42 @@ int32_t mantou_attention_forward(mantou_context* context, int32_t dtype, int64_t
   CHECK_STRIDES(q_stride, heads * head_dim, kv_stride, kv_heads * head_dim);
   if (batch == 0 || sequence_length == 0) return MANTOU_OK;
   CHECK(q && k && v && output && lse, "%s: q, k, v, output or lse is null", __func__);
-  attend(context, {batch, sequence_length, 0, heads, kv_heads, head_dim, scale, static_cast<const float*>(q), q_stride,
-                   static_cast<const float*>(k), static_cast<const float*>(v), kv_stride, sequence_length, rope, rope,
-                   positions, static_cast<float*>(output), lse});
+  attend(context, {batch, sequence_length, heads, kv_heads, head_dim, nullptr, nullptr, scale,
+                   static_cast<const float*>(q), q_stride, static_cast<const float*>(k), static_cast<const float*>(v),
+                   kv_stride, sequence_length, rope, rope, positions, static_cast<float*>(output), lse});
   return MANTOU_OK;
 }
 
-int32_t mantou_attention_cached(mantou_context* context, int32_t dtype, int64_t batch, int64_t length, int64_t start,
-                                int64_t capacity, int64_t heads, int64_t kv_heads, int64_t head_dim, float scale,
-                                const void* q, int64_t q_stride, const void* k, const void* v, int64_t kv_stride,
-                                const float* rope, void* k_cache, void* v_cache, void* output) {
+int32_t mantou_attention_cached(mantou_context* context, int32_t dtype, int64_t batch, int64_t length,
+                                const int32_t* starts, const int32_t* slots, int64_t slot_count, int64_t capacity,
+                                int64_t heads, int64_t kv_heads, int64_t head_dim, float scale, const void* q,
+                                int64_t q_stride, const void* k, const void* v, int64_t kv_stride, const float* rope,
+                                void* k_cache, void* v_cache, void* output) {
   CHECK_ATTENTION(context, dtype, batch, length, heads, kv_heads, head_dim);
   CHECK_STRIDES(q_stride, heads * head_dim, kv_stride, kv_heads * head_dim);
-  CHECK(start >= 0 && start + length <= capacity,
-        "%s: tokens %lld .. %lld do not fit the cache's capacity of %lld", __func__, static_cast<long long>(start),
-        static_cast<long long>(start + length), static_cast<long long>(capacity));
   if (batch == 0 || length == 0) return MANTOU_OK;
-  CHECK(q && k && v && k_cache && v_cache && output, "%s: q, k, v, a cache or output is null", __func__);
+  CHECK(starts && q && k && v && k_cache && v_cache && output,
+        "%s: starts, q, k, v, a cache or output is null", __func__);
+  CHECK(slots || batch <= slot_count, "%s: %lld sequences for %lld slots", __func__, static_cast<long long>(batch),
+        static_cast<long long>(slot_count));
+  for (int64_t b = 0; b < batch; b++) {
+    CHECK(starts[b] >= 0 && starts[b] + length <= capacity,
+          "%s: tokens %lld .. %lld do not fit the cache's capacity of %lld", __func__,
+          static_cast<long long>(starts[b]), static_cast<long long>(starts[b] + length),
+          static_cast<long long>(capacity));
+    CHECK(!slots || (slots[b] >= 0 && slots[b] < slot_count), "%s: slot %lld is not one of %lld", __func__,
+          static_cast<long long>(slots[b]), static_cast<long long>(slot_count));
+  }
   const int64_t width = kv_heads * head_dim;
   auto* const keys = static_cast<float*>(k_cache);
   auto* const values = static_cast<float*>(v_cache);
+  const Attention problem = {batch, length, heads, kv_heads, head_dim, starts, slots, scale,
+                             static_cast<const float*>(q), q_stride, keys, values, width, capacity, rope, nullptr,
+                             nullptr, static_cast<float*>(output), nullptr};
   for (int64_t row = 0; row < batch * length; row++) {
-    const int64_t position = start + row % length;
-    const int64_t cached = (row / length * capacity + position) * width;
+    const int64_t sequence = row / length;
+    const int64_t position = starts[sequence] + row % length;
+    const int64_t cached = (problem.slot(sequence) * capacity + position) * width;
     const float* key = static_cast<const float*>(k) + row * kv_stride;
     for (int64_t c = 0; c < width; c += head_dim) {
       if (rope) rotate_row(head_dim, rope + position * head_dim, false, key + c, keys + cached + c);
@@ -308,9 +335,6 @@ int32_t mantou_attention_cached(mantou_context* context, int32_t dtype, int64_t 
     std::memcpy(values + cached, static_cast<const float*>(v) + row * kv_stride,
                 static_cast<size_t>(width) * sizeof(float));
   }
-  const Attention problem = {batch, length, start, heads, kv_heads, head_dim, scale, static_cast<const float*>(q),
-                             q_stride, keys, values, width, capacity, rope, nullptr, nullptr,
-                             static_cast<float*>(output), nullptr};
   if (length == 1) attend_last(context, problem);
   else attend(context, problem);
   return MANTOU_OK;

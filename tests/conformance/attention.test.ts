@@ -98,7 +98,8 @@ onEveryBackend((backend, device) => {
                   part32.set(qkv.data.subarray(from, from + count * width), b * count * width);
                 }
                 part.upload(part32);
-                const given = { qkv: part, kCache: cache[0], vCache: cache[1], start, capacity };
+                const starts = bench.from({ shape: [batch], data: new Int32Array(batch).fill(start) });
+                const given = { qkv: part, kCache: cache[0], vCache: cache[1], capacity, starts };
                 operations.attentionCached(attended, given, { ...on.shape, length: count });
                 for (let b = 0; b < batch; b++) {
                   output.slice(b * length + start, count).copyFrom(attended.slice(b * count, count));

@@ -469,9 +469,19 @@ onEveryBackend((backend, device) => {
     refuses(
       "a cache that is full",
       (on, t) => {
-        on.run("mantou_attention_cached", FLOAT32, 1, 2, 3, 4, 1, 1, 2, 1, t, 2, t, t, 2, null, t, t, t);
+        const sizes = [1, 4, 1, 1, 2, 1] as const;
+        on.run("mantou_attention_cached", FLOAT32, 1, 2, tokens([3]), null, ...sizes, t, 2, t, t, 2, null, t, t, t);
       },
       /mantou_attention_cached.*4/,
+    );
+    refuses(
+      "a slot that the cache does not have",
+      (on, t) => {
+        const sizes = [2, 4, 1, 1, 2, 1] as const;
+        const [starts, slots] = [tokens([0]), tokens([2])];
+        on.run("mantou_attention_cached", FLOAT32, 1, 1, starts, slots, ...sizes, t, 2, t, t, 2, null, t, t, t);
+      },
+      /mantou_attention_cached.*slot 2/,
     );
     if (backend === "cpu") {
       refuses(

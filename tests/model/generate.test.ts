@@ -27,8 +27,8 @@ onEveryBackend((_backend, device) => {
         using decoder = new Decoder(model, { batchSize: batch });
         for (const chunk of [1, 5, length]) {
           decoder.reset();
-          while (decoder.position < length) {
-            const first = decoder.position;
+          while (decoder.positions[0] < length) {
+            const first = decoder.positions[0];
             const count = Math.min(chunk, length - first);
             // All logits of a chunk one time, the last alone the next.
             const allLogits = first % 2 === 0;
@@ -42,6 +42,48 @@ onEveryBackend((_backend, device) => {
             expectClose(logits, wanted, allowed, `logits ${first} … ${first + count - 1}`);
           }
         }
+      });
+
+      test(`${name}: sequences that begin and end one by one, in slots in any order`, () => {
+        using model = new TransformerLM(config, { device, weights });
+        using decoder = new Decoder(model, { batchSize: batch + 1 });
+        const at = (b: number, position: number) => (b * length + position) * config.vocabSize;
+        const take = (members: [sequence: number, slot: number][], count: number) => {
+          const starts = members.map(([, slot]) => decoder.positions[slot]);
+          const ids = members.flatMap(([b], i) => {
+            return Array.from(tokens.data.subarray(b * length + starts[i], b * length + starts[i] + count));
+          });
+          const logits = decoder.forward(Int32Array.from(ids), { slots: members.map(([, slot]) => slot) });
+          const wanted = members.flatMap(([b], i) => {
+            const last = at(b, starts[i] + count - 1);
+            return Array.from(expected.data.subarray(last, last + config.vocabSize));
+          });
+          expectClose(logits, wanted, allowed, `logits of ${JSON.stringify(members)}`);
+        };
+        // One is read in a piece, a second joins it, a third; the first ends and its slot is used again.
+        take([[0, 3]], 7);
+        take([[0, 3]], 1);
+        take([[1, 0]], 3);
+        take(
+          [
+            [1, 0],
+            [0, 3],
+          ],
+          1,
+        );
+        take([[2, 1]], 5);
+        const all: [number, number][] = [
+          [0, 3],
+          [2, 1],
+          [1, 0],
+        ];
+        take(all, 1);
+        take(all, 4);
+        decoder.reset(3);
+        expect([...decoder.positions]).toEqual([9, 10, 0, 0]);
+        take([[0, 3]], 2);
+        take(all, 3);
+        expect([...decoder.positions]).toEqual([12, 13, 0, 5]);
       });
 
       test(`${name}: greedy generation is the argmax of full recomputation`, () => {
@@ -67,7 +109,10 @@ onEveryBackend((_backend, device) => {
       expect(() => decoder.forward(new Int32Array(3))).toThrow("3 tokens for 2 sequences");
       expect(() => decoder.forward(new Int32Array(0))).toThrow("0 tokens");
       expect(() => new Decoder(model, { capacity: 25 })).toThrow("contextLength 24");
-      expect(decoder.position).toBe(2);
+      expect(() => decoder.forward(Int32Array.of(1, 2), { slots: [0, 2] })).toThrow("there is no slot 2");
+      expect(() => decoder.forward(Int32Array.of(1, 2), { slots: [1, 1] })).toThrow("slot 1 is given twice");
+      expect(() => decoder.forward(Int32Array.of(), { slots: [] })).toThrow("0 tokens for 0 sequences");
+      expect([...decoder.positions]).toEqual([2, 2]);
       const rest = decoder.forward(Int32Array.of(5, 6, 7, 8), { allLogits: true });
       decoder.reset();
       expect(decoder.forward(Int32Array.of(1, 2, 3, 4))).toEqual(first);

@@ -1,6 +1,8 @@
 /**
- * Inference with a key/value cache: each call takes the next tokens of every sequence and gives logits. The same
- * equations as the layers, without what only a backward pass needs.
+ * Inference with a key/value cache: each call takes the next tokens of some sequences and gives logits. The same
+ * equations as the layers, without what only a backward pass needs. Sequences lie in slots of the cache, each as long as
+ * it happens to be, so that one can end and another begin while the rest go on (continuous batching, Yu et al. 2022,
+ * "Orca", §3).
  */
 import { RMSNORM_EPS } from "./config.ts";
 import { headShape } from "./layers/attention.ts";
@@ -13,14 +15,14 @@ import type { TransformerLM } from "./transformer.ts";
 const LOGIT_ELEMENTS = 4 << 20;
 
 export class Decoder implements Disposable {
-  /** Tokens of each sequence that the cache holds. */
-  position = 0;
+  /** Tokens that each slot holds. */
+  readonly positions: Int32Array;
   readonly batchSize: number;
   readonly capacity: number;
   #caches: { k: Tensor; v: Tensor }[];
   #buffers = new Map<string, Tensor>();
 
-  /** @param options batchSize: sequences side by side; capacity: most tokens of each, at most contextLength */
+  /** @param options batchSize: slots, one a sequence; capacity: most tokens of each, at most contextLength */
   constructor(
     readonly model: TransformerLM,
     options: { batchSize?: number; capacity?: number } = {},
@@ -31,6 +33,7 @@ export class Decoder implements Disposable {
     if (this.capacity > contextLength) {
       throw new RangeError(`${this.capacity} tokens are more than model.contextLength ${contextLength}`);
     }
+    this.positions = new Int32Array(this.batchSize);
     const { kvHeads, headDim } = headShape(model.config);
     const shape = [this.batchSize, this.capacity, kvHeads * headDim];
     this.#caches = Array.from({ length: numLayers }, () => ({
@@ -39,26 +42,34 @@ export class Decoder implements Disposable {
     }));
   }
 
-  /** Forgets all tokens. */
-  reset(): void {
-    this.position = 0;
+  /** Forgets the tokens of one slot, or of all. */
+  reset(slot?: number): void {
+    if (slot === undefined) this.positions.fill(0);
+    else this.positions[slot] = 0;
   }
 
   /**
-   * Takes the next tokens, int32 [batchSize, length], into the cache.
-   * @returns logits of the last position, [batchSize, vocabSize], or of all, [batchSize, length, vocabSize]
-   * @throws RangeError when the cache is full or a token is not in the vocabulary
+   * Takes the next tokens of some sequences, the same number of each, into the cache: int32 [slots.length, length].
+   * @param options slots: whose tokens they are, each slot at most once (all of them by default); allLogits: not only
+   *   those of the last position
+   * @returns logits of the last position, [slots.length, vocabSize], or of all, [slots.length, length, vocabSize]
+   * @throws RangeError when a slot is full or is none, or a token is not in the vocabulary
    */
-  forward(tokens: Int32Array, options: { allLogits?: boolean } = {}): Float32Array {
-    const { model, batchSize: batch } = this;
+  forward(tokens: Int32Array, options: { slots?: readonly number[]; allLogits?: boolean } = {}): Float32Array {
+    const { model } = this;
     const { config, store, device } = model;
+    const slots = options.slots ?? Array.from(this.positions.keys());
+    const batch = slots.length;
     const rows = tokens.length;
     const length = rows / batch;
     if (!Number.isInteger(length) || length === 0) throw new RangeError(`${rows} tokens for ${batch} sequences`);
-    if (this.position + length > this.capacity) {
-      throw new RangeError(`${this.position} + ${length} tokens exceed the cache's capacity ${this.capacity}`);
-    }
+    this.#checkSlots(slots, length);
     model.checkTokens(tokens);
+    const places = [slots.map((slot) => this.positions[slot]!), slots].map((values, i) => {
+      const place = this.#buffer(i === 0 ? "starts" : "slots", [batch], "int32");
+      place.upload(Int32Array.from(values));
+      return place;
+    }) as [starts: Tensor, slots: Tensor];
     const ids = this.#buffer("tokens", [rows], "int32");
     ids.upload(tokens);
     const [x, normed, update] = ["x", "normed", "update"].map((name) => this.#buffer(name, [rows, config.dModel]));
@@ -74,7 +85,7 @@ export class Decoder implements Disposable {
     for (let layer = 0; layer < config.numLayers; layer++) {
       const prefix = `layers.${layer}`;
       if (config.norm === "pre") addAndNorm(`${prefix}.ln1.weight`, pending, normed!);
-      this.#attend(layer, config.norm === "pre" ? normed! : x!, update!);
+      this.#attend(layer, config.norm === "pre" ? normed! : x!, update!, places);
       if (config.norm === "pre") addAndNorm(`${prefix}.ln2.weight`, update!, normed!);
       else if (config.norm === "post") this.#postNorm(`${prefix}.ln1.weight`, x!, update!);
       else add(x!, x!, update!);
@@ -84,9 +95,9 @@ export class Decoder implements Disposable {
       else add(x!, x!, update!);
     }
     if (config.norm !== "none") addAndNorm("ln_final.weight", pending, normed!);
-    this.position += length;
+    for (const slot of slots) this.positions[slot]! += length;
     const features = config.norm === "none" ? x! : normed!;
-    return options.allLogits ? this.#project(features) : this.#project(this.#lastRows(features, length, device));
+    return options.allLogits ? this.#project(features) : this.#project(this.#lastRows(features, batch, device));
   }
 
   [Symbol.dispose](): void {
@@ -97,6 +108,19 @@ export class Decoder implements Disposable {
     for (const buffer of this.#buffers.values()) buffer[Symbol.dispose]();
   }
 
+  #checkSlots(slots: readonly number[], length: number): void {
+    const seen = new Set<number>();
+    for (const slot of slots) {
+      const position = this.positions[slot];
+      if (position === undefined) throw new RangeError(`there is no slot ${slot}: the cache has ${this.batchSize}`);
+      if (seen.has(slot)) throw new RangeError(`slot ${slot} is given twice`);
+      seen.add(slot);
+      if (position + length > this.capacity) {
+        throw new RangeError(`${position} + ${length} tokens exceed the cache's capacity ${this.capacity}`);
+      }
+    }
+  }
+
   /** x = RMSNorm(x + update). */
   #postNorm(name: string, x: Tensor, update: Tensor): void {
     const sum = this.#buffer("sum", [x.rows, x.columns]);
@@ -105,7 +129,7 @@ export class Decoder implements Disposable {
     rmsnormForward({ output: x, sum, rstd }, { input: update, residual: x, gain, eps: RMSNORM_EPS });
   }
 
-  #attend(layer: number, input: Tensor, output: Tensor): void {
+  #attend(layer: number, input: Tensor, output: Tensor, [starts, slots]: [starts: Tensor, slots: Tensor]): void {
     const { store, config, rope } = this.model;
     const prefix = `layers.${layer}.attn`;
     const weight = store.stacked(["q", "k", "v"].map((part) => `${prefix}.${part}_proj.weight`)).weight;
@@ -113,8 +137,8 @@ export class Decoder implements Disposable {
     const attended = this.#buffer("attended", [input.rows, config.dModel]);
     matmul(qkv, input, weight, { transposeB: true });
     const { k: kCache, v: vCache } = this.#caches[layer]!;
-    const shape = { batch: this.batchSize, length: input.rows / this.batchSize, ...headShape(config), rope };
-    attentionCached(attended, { qkv, kCache, vCache, start: this.position, capacity: this.capacity }, shape);
+    const shape = { batch: starts.count, length: input.rows / starts.count, ...headShape(config), rope };
+    attentionCached(attended, { qkv, kCache, vCache, capacity: this.capacity, starts, slots }, shape);
     matmul(output, attended, store.get(`${prefix}.output_proj.weight`).value, { transposeB: true });
   }
 
@@ -133,10 +157,11 @@ export class Decoder implements Disposable {
   }
 
   /** Each sequence's last row of [batch · length, dModel]. */
-  #lastRows(features: Tensor, length: number, device: TransformerLM["device"]): Tensor {
+  #lastRows(features: Tensor, batch: number, device: TransformerLM["device"]): Tensor {
+    const length = features.rows / batch;
     if (length === 1) return features;
-    const last = this.#buffer("last", [this.batchSize, features.columns]);
-    for (let b = 0; b < this.batchSize; b++) {
+    const last = this.#buffer("last", [batch, features.columns]);
+    for (let b = 0; b < batch; b++) {
       const row = features.slice((b + 1) * length - 1, 1);
       device.run("mantou_copy", last.slice(b, 1), row, row.count * 4);
     }

@@ -38,7 +38,7 @@ export function* generate(model: TransformerLM, prompt: number[], options: Gener
   using decoder = new Decoder(model);
   let unread = tokens.slice(-contextLength);
   for (let count = 0; count < options.maxTokens; count++) {
-    if (decoder.position + unread.length > contextLength) {
+    if (decoder.positions[0]! + unread.length > contextLength) {
       decoder.reset();
       unread = tokens.slice(-Math.max(1, Math.floor(contextLength / 2)));
     }

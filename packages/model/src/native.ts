@@ -6,7 +6,7 @@
 import { dlopen } from "bun:ffi";
 import { type Kind, type SymbolName, symbols } from "./symbols.ts";
 
-const ABI_VERSION = 1;
+const ABI_VERSION = 2;
 
 /** Turns of libgomp's waiting loop, 20–50 ns each. */
 const SPIN_COUNT = "1000";

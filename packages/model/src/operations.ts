@@ -190,20 +190,25 @@ export function attentionBackward(
   device.run("mantou_attention_backward", F32, ...sizes, ...inputs, d.q, d.k, d.v, workspace);
 }
 
-/** Generation: appends the keys and values of `length` new tokens at `start` to the caches and attends over all. */
+/**
+ * Generation: appends the keys and values of `length` new tokens of every sequence to the caches, from position starts[b]
+ * on in slot slots[b] (b where there are no slots), and attends over everything up to each token.
+ */
 export function attentionCached(
   output: Tensor,
-  given: { qkv: Tensor; kCache: Tensor; vCache: Tensor; start: number; capacity: number },
+  given: { qkv: Tensor; kCache: Tensor; vCache: Tensor; capacity: number; starts: Tensor; slots?: Tensor | null },
   shape: AttentionShape,
 ): void {
-  const { qkv, kCache, vCache, start, capacity } = given;
+  const { qkv, kCache, vCache, capacity, starts, slots = null } = given;
   const { batch, length, heads, kvHeads, headDim, rope } = shape;
   checkAttention("attention (cached)", qkv, output, shape);
-  const cache = batch * capacity * kvHeads * headDim;
-  const fits = kCache.count === cache && vCache.count === cache && start + length <= capacity;
+  const slotCount = kCache.count / (capacity * kvHeads * headDim);
+  const fits = Number.isInteger(slotCount) && kCache.count === vCache.count && slotCount >= batch;
   check(fits && (!rope || rope.count / headDim >= capacity), "attention (cached)", { qkv, kCache, vCache, rope });
+  const areIndices = [starts, slots].every((each) => !each || (each.dtype === "int32" && each.count === batch));
+  check(areIndices, "attention (cached)", { qkv, starts, slots });
   const { q, k, v, stride, scale } = unpack(qkv, shape);
-  const sizes = [batch, length, start, capacity, heads, kvHeads, headDim, scale] as const;
+  const sizes = [batch, length, starts, slots, slotCount, capacity, heads, kvHeads, headDim, scale] as const;
   const inputs = [q, stride, k, v, stride, rope] as const;
   qkv.device.run("mantou_attention_cached", F32, ...sizes, ...inputs, kCache, vCache, output);
 }

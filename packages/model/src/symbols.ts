@@ -65,7 +65,7 @@ export const symbols = {
     ...([P, P, P, P, P, P, P, P] as const),
   ),
   mantou_attention_cached: status(
-    ...(["context", "i32", I, I, I, I, I, I, I, "f32"] as const),
+    ...(["context", "i32", I, I, P, P, I, I, I, I, I, "f32"] as const),
     ...([P, I, P, P, I, P, P, P, P] as const),
   ),
   mantou_attention_masked: status("context", "i32", I, I, I, I, I, "f32", P, P, P, P, P),
