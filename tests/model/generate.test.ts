@@ -1,6 +1,7 @@
 /** Text generation: the key/value cache against full recomputation, sampling, and what ends a text. */
 import { describe, expect, test } from "bun:test";
-import { Decoder, type ModelConfig, Random, TransformerLM, generate, sampleToken } from "@mantou/model";
+import { Decoder, type GenerateOptions, GenerationBatch, type ModelConfig, Random } from "@mantou/model";
+import { type SamplingOptions, TransformerLM, generate, sampleToken } from "@mantou/model";
 import { onEveryBackend } from "../conformance/backends.ts";
 import { transformerLm } from "../reference/transformer.ts";
 import { expectClose } from "../support/close.ts";
@@ -196,6 +197,19 @@ onEveryBackend((_backend, device) => {
     );
 
     test(
+      "a repetition penalty counts the prompt and what was generated",
+      withModel((model) => {
+        const run = (repetitionPenalty: number) => {
+          return [...generate(model, [1, 2, 3], { maxTokens: 20, temperature: 0, repetitionPenalty })];
+        };
+        // A penalty without end: no token a second time.
+        const all = [1, 2, 3, ...run(1e30)];
+        expect(new Set(all).size).toBe(all.length);
+        expect(new Set(run(1)).size).toBeLessThan(20);
+      }),
+    );
+
+    test(
       "the cache is freed when a text is not read to its end",
       withModel((model) => {
         const { allocate } = device;
@@ -234,6 +248,10 @@ onEveryBackend((_backend, device) => {
         expect(run([1], { temperature: Number.NaN })).toThrow("temperature");
         expect(run([1], { topP: 0 })).toThrow("topP must lie in (0, 1], not 0");
         expect(run([1], { topP: 1.1 })).toThrow("topP");
+        expect(run([1], { topK: -1 })).toThrow("topK must be a whole number ≥ 0, not -1");
+        expect(run([1], { topK: 1.5 })).toThrow("topK");
+        expect(run([1], { minP: 1.5 })).toThrow("minP must lie in [0, 1], not 1.5");
+        expect(run([1], { repetitionPenalty: 0 })).toThrow("repetitionPenalty must be a number > 0, not 0");
         expect(run([1], { maxTokens: 1.5 })).toThrow("maxTokens");
         expect(run([1], { seed: -1 })).toThrow("seed");
       }),
@@ -241,28 +259,98 @@ onEveryBackend((_backend, device) => {
   });
 });
 
+onEveryBackend((_backend, device) => {
+  describe("a batch of sequences", () => {
+    const { config, weights } = goldenModels()["grouped-query"];
+    const length = config.contextLength;
+    /** Prompts of many lengths, one longer than the context, each with options of its own. */
+    const jobs: [number[], GenerateOptions][] = [3, 1, 2 * length, 7, length - 1, 3, 12].map((count, i) => [
+      Array.from(randomInts([count], i, config.vocabSize).data),
+      { maxTokens: [9, 40, 5, 1, 20, 9, 0][i], seed: i, temperature: i % 2 === 0 ? 0.9 : 0, topK: [0, 0, 5][i % 3] },
+    ]);
+
+    test("says what each would say alone, whenever they come and go", () => {
+      using model = new TransformerLM(config, { device, weights });
+      const alone = jobs.map(([prompt, options]) => [...generate(model, prompt, options)]);
+      // A stop token cuts the second one short.
+      jobs[1][1].stopTokens = [alone[1][6]];
+      const cut = alone[1].indexOf(alone[1][6]);
+      alone[1].length = cut;
+      using batch = new GenerationBatch(model, 3);
+      const texts: number[][] = jobs.map(() => []);
+      const sequences: (ReturnType<typeof batch.add> | undefined)[] = jobs.map(() => undefined);
+      let next = 0;
+      while (next < jobs.length || batch.size > 0) {
+        // One joins at most every other step.
+        if (next < jobs.length && batch.size < batch.slots) sequences[next] = batch.add(...jobs[next++]);
+        for (let i = 0; i < 2; i++) {
+          for (const { sequence, token } of batch.step()) texts[sequences.indexOf(sequence)].push(token);
+        }
+      }
+      expect(texts).toEqual(alone);
+      expect(sequences.map((sequence) => sequence?.finish)).toEqual(jobs.map((_, i) => (i === 1 ? "stop" : "length")));
+      sequences.forEach((sequence, i) => expect(sequence?.tokens).toEqual([...jobs[i][0], ...alone[i]]));
+    });
+
+    test("has room again when one ends or is taken away, and refuses more than its slots", () => {
+      using model = new TransformerLM(config, { device, weights });
+      using batch = new GenerationBatch(model, 2);
+      const first = batch.add([1], { maxTokens: 50 });
+      batch.add([2], { maxTokens: 2 });
+      expect(() => batch.add([3], { maxTokens: 1 })).toThrow("all 2 slots are taken");
+      expect(() => batch.add([], { maxTokens: 1 })).toThrow("the prompt is empty");
+      batch.step();
+      batch.step();
+      expect(batch.size).toBe(1);
+      batch.add([3], { maxTokens: 50 });
+      batch.remove(first);
+      batch.remove(first);
+      expect(batch.size).toBe(1);
+      expect(first.finish).toBeUndefined();
+      batch.add([4], { maxTokens: 50 });
+      expect(batch.step()).toHaveLength(2);
+      expect(() => batch.add([5], { maxTokens: 1 })).toThrow("all 2 slots");
+    });
+
+    test("a long prompt is read in pieces while the others go on", () => {
+      const long = { ...config, contextLength: 700 };
+      using model = new TransformerLM(long, { device, seed: 3 });
+      const prompt = Array.from(randomInts([600], 9, config.vocabSize).data);
+      const logits = model.logits({ shape: [600], data: Int32Array.from(prompt) }).data.subarray(-config.vocabSize);
+      using batch = new GenerationBatch(model, 2);
+      const other = batch.add([1], { maxTokens: 9 });
+      const reader = batch.add(prompt, { maxTokens: 1, temperature: 0 });
+      expect([0, 1, 2].map(() => batch.step().length)).toEqual([1, 1, 2]);
+      expect(other.tokens).toHaveLength(4);
+      expect(reader.tokens.at(-1)).toBe(argmax(logits));
+    });
+  });
+});
+
 describe("sampleToken", () => {
   const logits = Float32Array.of(0.5, 2, -1, 1, 2.5, -3);
 
   /** Counts of 20,000 draws. */
-  function draw(options: { temperature?: number; topP?: number }): Float64Array {
+  function draw(options: SamplingOptions): Float64Array {
     const [counts, random] = [new Float64Array(logits.length), new Random(11)];
     for (let i = 0; i < 20_000; i++) counts[sampleToken(logits, options, random.next())]++;
     return counts;
   }
 
-  /** Softmax at a temperature, cut to the most likely tokens that reach topP. */
-  function distribution({ temperature = 1, topP = 1 }: { temperature?: number; topP?: number }): Float64Array {
+  /** Softmax at a temperature, cut to the topK most likely, of those to the fewest that reach topP, and to minP. */
+  function distribution({ temperature = 1, topK = 0, topP = 1, minP = 0 }: SamplingOptions): Float64Array {
     const weights = Float64Array.from(logits, (logit) => Math.exp(logit / temperature));
-    const total = weights.reduce((a, b) => a + b);
-    const order = [...weights.keys()].sort((a, b) => weights[b] - weights[a]);
+    const order = [...weights.keys()].sort((a, b) => weights[b] - weights[a]).slice(0, topK || undefined);
+    const total = order.reduce((sum, token) => sum + weights[token], 0);
     const result = new Float64Array(weights.length);
     let reached = 0;
     for (const token of order) {
       if (reached >= topP * total) break;
       reached += result[token] = weights[token];
     }
-    return result.map((weight) => weight / reached);
+    const likely = result.map((weight) => (weight < minP * Math.max(...weights) ? 0 : weight));
+    const sum = likely.reduce((a, b) => a + b);
+    return likely.map((weight) => weight / sum);
   }
 
   for (const options of [
@@ -273,6 +361,14 @@ describe("sampleToken", () => {
     { topP: 0.5 },
     { topP: 0.01 },
     { temperature: 2, topP: 0.8 },
+    { topK: 1 },
+    { topK: 3 },
+    { topK: 99 },
+    { topK: 4, topP: 0.9, temperature: 2 },
+    { minP: 0.1 },
+    { minP: 0.25, temperature: 2 },
+    { minP: 1 },
+    { topK: 5, topP: 0.99, minP: 0.05, temperature: 1.5 },
   ]) {
     test(`follows the distribution: ${JSON.stringify(options)}`, () => {
       const expected = distribution(options).map((p) => p * 20_000);
@@ -291,6 +387,30 @@ describe("sampleToken", () => {
       expect(sampleToken(logits, { temperature: 0, topP: 0.5 }, u)).toBe(4);
       expect(sampleToken(Float32Array.of(1, 3, 3), { temperature: 0 }, u)).toBe(1);
     }
+  });
+
+  test("of equals at the edge the first are kept", () => {
+    const equal = Float32Array.of(1, 2, 2, 0, 2, 1);
+    const drawn = (options: SamplingOptions) => {
+      return [...new Set(Array.from({ length: 200 }, (_, i) => sampleToken(equal, options, i / 200)))];
+    };
+    expect(drawn({ topK: 2 })).toEqual([1, 2]);
+    expect(drawn({ topK: 4 })).toEqual([0, 1, 2, 4]);
+    expect(drawn({ topP: 0.5 })).toEqual([1, 2]);
+    expect(drawn({ minP: 0.5 })).toEqual([1, 2, 4]);
+  });
+
+  test("the repetition penalty divides positive logits and multiplies negative ones, once a token", () => {
+    const options = { temperature: 0, repetitionPenalty: 2 };
+    const at = (values: number[], seen: number[]) => sampleToken(Float32Array.from(values), options, 0, seen);
+    expect(at([3, 2, 1], [])).toBe(0);
+    expect(at([3, 2, 1], [0, 0, 0])).toBe(1);
+    expect(at([3, 1.4, 1], [0, 0, 0])).toBe(0);
+    expect(at([-3, -2, -3.9], [1])).toBe(0);
+    expect(at([-3, -2, -4.1], [0, 1])).toBe(1);
+    const kept = Float32Array.of(3, 2);
+    sampleToken(kept, options, 0, [0, 1]);
+    expect([...kept]).toEqual([3, 2]);
   });
 
   test("the ends of u give the ends of the vocabulary, and huge logits stay finite", () => {

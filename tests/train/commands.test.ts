@@ -237,6 +237,39 @@ describe("generate", () => {
     expect(greedy[0]).toBe(greedy[1]);
   });
 
+  test("several samples are what their seeds give one by one, in order, and a prompt may come by standard input", async () => {
+    const argv = ["--max-tokens", "30", "--temperature", "1.2"];
+    const alone = await Promise.all([5, 6, 7].map((seed) => generate(...argv, "--prompt", "It", "--seed", `${seed}`)));
+    const many = await generate(...argv, "--prompt", "It", "--seed", "5", "--samples", "3", "--parallel", "2");
+    const head = (n: number) => `── sample ${n} of 3\n`;
+    expect(many).toBe(alone.map((text, i) => head(i + 1) + text).join("\n"));
+    const program = [process.execPath, join(root, "packages/train/src/cli/generate.ts"), "--run", run, ...argv];
+    const input = new TextEncoder().encode("It\n");
+    const { stdout } = succeeded(
+      await place.startProgram([...program, "--prompt", "-", "--seed", "5"], { input }).ended,
+    );
+    expect(stdout).toBe(alone[0]);
+  });
+
+  test("a stop string ends the text and is not in it; top-k 1 is greedy; a bad value is refused", async () => {
+    const argv = ["--prompt", "Once upon", "--max-tokens", "60", "--temperature", "1.5"];
+    const whole = (await generate(...argv)).slice("Once upon".length, -1);
+    const stop = whole.slice(7, 10);
+    const cut = await generate(...argv, "--stop", "no such text, surely", "--stop", stop);
+    expect(cut).toBe(`Once upon${whole.slice(0, whole.indexOf(stop))}\n`);
+    const greedy = ["--top-k", "1", "--min-p", "0.5", "--repetition-penalty", "1.1"];
+    const texts = await Promise.all(["1", "2"].map((seed) => generate(...argv, ...greedy, "--seed", seed)));
+    expect(texts[0]).toBe(texts[1]);
+    for (const [flag, value, message] of [
+      ["--top-p", "0", "--top-p is 0; it must be a number above 0 and at most 1"],
+      ["--repetition-penalty", "0", "it must be a number above 0"],
+    ]) {
+      const { code, stdout, stderr } = await place.run("generate", "--run", run, flag, value);
+      expect([code, stdout]).toEqual([2, ""]);
+      expect(stderr).toContain(message);
+    }
+  });
+
   test("prints text as it comes", async () => {
     // Without an end in sight: only a reader of the first pieces sees anything.
     const program = [process.execPath, join(root, "packages/train/src/cli/generate.ts"), "--run", run];

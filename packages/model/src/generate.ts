@@ -1,16 +1,14 @@
 /**
- * Text generation, token by token: temperature and nucleus sampling (Holtzman et al. 2020) over a key/value cache.
+ * Text generation, token by token, over a key/value cache: one sequence (`generate`), or several side by side that come
+ * and go as they please (`GenerationBatch`).
  */
 import { Decoder } from "./decoder.ts";
 import { Random } from "./random.ts";
+import { type SamplingOptions, checkSampling, sampleToken } from "./sampling.ts";
 import type { TransformerLM } from "./transformer.ts";
 
-export interface SamplingOptions {
-  /** Logits are divided by it; 0 takes the most likely token. Default 1. */
-  temperature?: number;
-  /** Sample from the smallest set of tokens with at least this probability together. Default 1: from all. */
-  topP?: number;
-}
+/** Most tokens of a prompt read in one go, so that one long prompt does not hold up the other sequences for long. */
+const CHUNK = 256;
 
 export interface GenerateOptions extends SamplingOptions {
   /** Most tokens to generate. */
@@ -26,60 +24,145 @@ export interface GenerateOptions extends SamplingOptions {
  * @throws RangeError for an empty prompt, a token that is not in the vocabulary or an option outside its range
  */
 export function* generate(model: TransformerLM, prompt: number[], options: GenerateOptions): Generator<number> {
-  checkSampling(options);
-  if (!Number.isSafeInteger(options.maxTokens) || options.maxTokens < 0) {
-    throw new RangeError(`maxTokens must be a whole number ≥ 0, not ${options.maxTokens}`);
+  using batch = new GenerationBatch(model, 1);
+  batch.add(prompt, options);
+  while (batch.size > 0) {
+    for (const { token } of batch.step()) yield token;
   }
-  if (prompt.length === 0) throw new RangeError("the prompt is empty: give at least one token");
-  const random = new Random(options.seed ?? 0);
-  const { contextLength } = model.config;
-  const tokens = [...prompt];
-  model.checkTokens(Int32Array.from(tokens));
-  using decoder = new Decoder(model);
-  let unread = tokens.slice(-contextLength);
-  for (let count = 0; count < options.maxTokens; count++) {
-    if (decoder.positions[0]! + unread.length > contextLength) {
-      decoder.reset();
-      unread = tokens.slice(-Math.max(1, Math.floor(contextLength / 2)));
+}
+
+/** Why a sequence ended: at a stop token, or after maxTokens. */
+export type Finish = "stop" | "length";
+
+/** A sequence of a `GenerationBatch`. */
+export interface Sequence {
+  /** The prompt and what was generated so far. */
+  readonly tokens: readonly number[];
+  /** Undefined while it goes on. */
+  readonly finish: Finish | undefined;
+}
+
+class Member implements Sequence {
+  tokens: number[];
+  finish: Finish | undefined;
+  /** Tokens that the cache does not hold yet. */
+  unread: number[];
+  readonly random: Random;
+  readonly end: number;
+
+  constructor(
+    readonly slot: number,
+    prompt: number[],
+    readonly options: GenerateOptions,
+    contextLength: number,
+  ) {
+    this.tokens = [...prompt];
+    this.unread = prompt.slice(-contextLength);
+    this.random = new Random(options.seed ?? 0);
+    this.end = prompt.length + options.maxTokens;
+  }
+}
+
+/**
+ * Sequences side by side in one cache (continuous batching, Yu et al. 2022): each step reads what is unread and draws one
+ * token for every sequence whose prompt has been read; one may be added or taken away between any two steps. What a
+ * sequence says depends on its own prompt and options, not on its neighbours, up to rounding.
+ */
+export class GenerationBatch implements Disposable {
+  #decoder: Decoder;
+  #members = new Set<Member>();
+  #free: number[];
+
+  /** @param slots most sequences at a time, each with a cache of contextLength tokens */
+  constructor(
+    readonly model: TransformerLM,
+    readonly slots: number,
+  ) {
+    this.#decoder = new Decoder(model, { batchSize: slots });
+    this.#free = Array.from({ length: slots }, (_, i) => i);
+  }
+
+  /** Sequences that go on. */
+  get size(): number {
+    return this.#members.size;
+  }
+
+  /**
+   * Begins a sequence.
+   * @throws RangeError for an empty prompt, a token that is not in the vocabulary, an option outside its range, and when
+   *   all slots are taken
+   */
+  add(prompt: number[], options: GenerateOptions): Sequence {
+    checkSampling(options);
+    if (!Number.isSafeInteger(options.maxTokens) || options.maxTokens < 0) {
+      throw new RangeError(`maxTokens must be a whole number ≥ 0, not ${options.maxTokens}`);
     }
-    const token = sampleToken(decoder.forward(Int32Array.from(unread)), options, random.next());
-    if (options.stopTokens?.includes(token)) return;
-    yield token;
-    tokens.push(token);
-    unread = [token];
+    if (prompt.length === 0) throw new RangeError("the prompt is empty: give at least one token");
+    this.model.checkTokens(Int32Array.from(prompt));
+    const slot = this.#free[0];
+    if (slot === undefined) throw new RangeError(`all ${this.slots} slots are taken`);
+    const member = new Member(slot, prompt, options, this.model.config.contextLength);
+    if (options.maxTokens === 0) {
+      member.finish = "length";
+      return member;
+    }
+    this.#free.shift();
+    this.#decoder.reset(slot);
+    this.#members.add(member);
+    return member;
   }
-}
 
-/** @throws RangeError naming the option and its range */
-function checkSampling({ temperature = 1, topP = 1 }: SamplingOptions): void {
-  if (!(temperature >= 0) || !Number.isFinite(temperature)) {
-    throw new RangeError(`temperature must be a number ≥ 0, not ${temperature}`);
+  /** Ends a sequence before its time; one that has ended already is left alone. */
+  remove(sequence: Sequence): void {
+    if (this.#members.delete(sequence as Member)) this.#free.push((sequence as Member).slot);
   }
-  if (!(topP > 0 && topP <= 1)) throw new RangeError(`topP must lie in (0, 1], not ${topP}`);
-}
 
-/** Draws a token from logits [vocabSize]; `u`, uniform in [0, 1), decides which. */
-export function sampleToken(logits: Float32Array, options: SamplingOptions, u: number): number {
-  const { temperature = 1, topP = 1 } = options;
-  let best = 0;
-  for (let i = 1; i < logits.length; i++) if (logits[i]! > logits[best]!) best = i;
-  if (temperature === 0) return best;
-  const weights = Float64Array.from(logits, (logit) => Math.exp((logit - logits[best]!) / temperature));
-  let total = weights.reduce((sum, weight) => sum + weight, 0);
-  const order = Uint32Array.from(weights.keys());
-  let kept = order.length;
-  if (topP < 1) {
-    order.sort((a, b) => weights[b]! - weights[a]! || a - b);
-    const goal = topP * total;
-    total = 0;
-    kept = 0;
-    while (kept < order.length && total < goal) total += weights[order[kept++]!]!;
+  /** One step. @returns the tokens drawn, each with its sequence; a sequence that ended at a stop token has none */
+  step(): { sequence: Sequence; token: number }[] {
+    // Sequences with as much to read go through the model together: usually all of them, one token each.
+    const groups = new Map<number, Member[]>();
+    for (const member of this.#members) {
+      this.#makeRoom(member);
+      const length = Math.min(member.unread.length, CHUNK);
+      groups.set(length, [...(groups.get(length) ?? []), member]);
+    }
+    const drawn: { sequence: Sequence; token: number }[] = [];
+    for (const [length, members] of groups) {
+      const tokens = Int32Array.from(members.flatMap(({ unread }) => unread.slice(0, length)));
+      const logits = this.#decoder.forward(tokens, { slots: members.map(({ slot }) => slot) });
+      const { vocabSize } = this.model.config;
+      members.forEach((member, i) => {
+        member.unread.splice(0, length);
+        if (member.unread.length > 0) return;
+        const token = this.#draw(member, logits.subarray(i * vocabSize, (i + 1) * vocabSize));
+        if (token !== undefined) drawn.push({ sequence: member, token });
+      });
+    }
+    return drawn;
   }
-  let rest = u * total;
-  for (let i = 0; i < kept; i++) {
-    rest -= weights[order[i]!]!;
-    if (rest < 0) return order[i]!;
+
+  [Symbol.dispose](): void {
+    this.#decoder[Symbol.dispose]();
   }
-  // Rounding may leave a remainder: the last token that can be drawn takes it.
-  return order[kept - 1]!;
+
+  /** When the context is full, its second half is read again into an empty slot. */
+  #makeRoom(member: Member): void {
+    const { contextLength } = this.model.config;
+    if (this.#decoder.positions[member.slot]! + member.unread.length <= contextLength) return;
+    this.#decoder.reset(member.slot);
+    member.unread = member.tokens.slice(-Math.max(1, Math.floor(contextLength / 2)));
+  }
+
+  #draw(member: Member, logits: Float32Array): number | undefined {
+    const { options, tokens } = member;
+    const token = sampleToken(logits, options, member.random.next(), tokens);
+    if (options.stopTokens?.includes(token)) member.finish = "stop";
+    else {
+      tokens.push(token);
+      member.unread.push(token);
+      if (tokens.length === member.end) member.finish = "length";
+    }
+    if (member.finish) this.remove(member);
+    return member.finish === "stop" ? undefined : token;
+  }
 }

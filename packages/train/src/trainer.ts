@@ -11,6 +11,7 @@ import { checkpointName, loadCheckpoint, loadNewest, pruneCheckpoints, saveCheck
 import type { SettledConfig } from "./config.ts";
 import { BatchReader, type TokenSource, checkLength } from "./dataset.ts";
 import { UserError } from "./errors.ts";
+import { encodePrompt } from "./prompt.ts";
 import { MetricsWriter, type StepMetrics, truncateMetrics } from "./metrics.ts";
 import type { RunDirectory } from "./run.ts";
 import { appendSample, truncateSamples } from "./samples.ts";
@@ -79,12 +80,7 @@ export function sampleTokens(
   tokenizer: Tokenizer,
   options: { prompt: string; maxTokens: number; seed: number; temperature?: number; topP?: number },
 ): Generator<number> {
-  const end = tokenizer.specialTokens.get("<|endoftext|>");
-  const prompt = [...tokenizer.encode(options.prompt)];
-  // A model that knows documents begins one after the end of another; others begin after a line.
-  const start = end === undefined ? [...tokenizer.encode("\n")] : [end];
-  const stopTokens = end === undefined ? [] : [end];
-  const tokens = options.prompt === "" || end !== undefined ? [...start, ...prompt] : prompt;
+  const { tokens, stopTokens } = encodePrompt(tokenizer, options.prompt);
   return generate(model, tokens, { ...options, stopTokens });
 }
 

@@ -1,0 +1,92 @@
+/**
+ * Drawing a token from logits. The steps, in the order that Hugging Face's transformers and llama.cpp use: repetition
+ * penalty, temperature, top-k, top-p, min-p.
+ */
+export interface SamplingOptions {
+  /** Logits are divided by it; 0 takes the most likely token. Default 1. */
+  temperature?: number;
+  /** Sample from this many of the most likely tokens (Fan et al. 2018). Default 0: from all. */
+  topK?: number;
+  /** Sample from the smallest set of tokens with at least this probability together (Holtzman et al. 2020). Default 1. */
+  topP?: number;
+  /** Leave out tokens less likely than this share of the most likely one (Nguyen et al. 2024). Default 0. */
+  minP?: number;
+  /**
+   * Makes tokens that occur already less likely: their logits are divided by it where positive, multiplied where
+   * negative (Keskar et al. 2019, §4.1). Default 1: as likely as ever.
+   */
+  repetitionPenalty?: number;
+}
+
+/** @throws RangeError naming the option and its range */
+export function checkSampling(options: SamplingOptions): void {
+  const { temperature = 1, topK = 0, topP = 1, minP = 0, repetitionPenalty = 1 } = options;
+  if (!(temperature >= 0) || !Number.isFinite(temperature)) {
+    throw new RangeError(`temperature must be a number ≥ 0, not ${temperature}`);
+  }
+  if (!Number.isSafeInteger(topK) || topK < 0) throw new RangeError(`topK must be a whole number ≥ 0, not ${topK}`);
+  if (!(topP > 0 && topP <= 1)) throw new RangeError(`topP must lie in (0, 1], not ${topP}`);
+  if (!(minP >= 0 && minP <= 1)) throw new RangeError(`minP must lie in [0, 1], not ${minP}`);
+  if (!(repetitionPenalty > 0) || !Number.isFinite(repetitionPenalty)) {
+    throw new RangeError(`repetitionPenalty must be a number > 0, not ${repetitionPenalty}`);
+  }
+}
+
+/**
+ * Draws a token from logits [vocabSize]; `u`, uniform in [0, 1), decides which.
+ * @param seen the tokens that the repetition penalty is for
+ */
+export function sampleToken(
+  logits: Float32Array,
+  options: SamplingOptions,
+  u: number,
+  seen: Iterable<number> = [],
+): number {
+  const { temperature = 1, repetitionPenalty = 1 } = options;
+  const scores = repetitionPenalty === 1 ? logits : penalised(logits, repetitionPenalty, seen);
+  let best = 0;
+  for (let i = 1; i < scores.length; i++) if (scores[i]! > scores[best]!) best = i;
+  if (temperature === 0) return best;
+  const weights = Float64Array.from(scores, (score) => Math.exp((score - scores[best]!) / temperature));
+  keepLikely(weights, options);
+  let rest = u * weights.reduce((sum, weight) => sum + weight, 0);
+  // Rounding may leave a remainder: the last token that can be drawn takes it.
+  let last = best;
+  for (let i = 0; i < weights.length; i++) {
+    if (weights[i] === 0) continue;
+    rest -= weights[i]!;
+    if (rest < 0) return i;
+    last = i;
+  }
+  return last;
+}
+
+function penalised(logits: Float32Array, penalty: number, seen: Iterable<number>): Float32Array {
+  const scores = logits.slice();
+  for (const token of new Set(seen)) scores[token]! *= scores[token]! > 0 ? 1 / penalty : penalty;
+  return scores;
+}
+
+/** Sets the weights of the tokens that are not to be drawn to 0; of equals the first are kept. */
+function keepLikely(weights: Float64Array, { topK = 0, topP = 1, minP = 0 }: SamplingOptions): void {
+  if (minP > 0) {
+    // The most likely token has weight 1.
+    for (let i = 0; i < weights.length; i++) if (weights[i]! < minP) weights[i] = 0;
+  }
+  if (topK === 0 && topP === 1) return;
+  const sorted = weights.slice().sort().reverse();
+  let kept = topK === 0 ? sorted.length : Math.min(topK, sorted.length);
+  if (topP < 1) {
+    let goal = 0;
+    for (let i = 0; i < kept; i++) goal += topP * sorted[i]!;
+    let [count, total] = [0, 0];
+    while (count < kept && total < goal) total += sorted[count++]!;
+    kept = Math.max(1, count);
+  }
+  const threshold = sorted[kept - 1]!;
+  let equals = 0;
+  while (equals < kept && sorted[kept - 1 - equals] === threshold) equals++;
+  for (let i = 0; i < weights.length; i++) {
+    if (weights[i]! < threshold || (weights[i] === threshold && equals-- <= 0)) weights[i] = 0;
+  }
+}
