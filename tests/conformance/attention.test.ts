@@ -14,7 +14,7 @@ const THETA = 1e4;
 /** The operation's shape for the reference's, with the table of angles up to `positions` that it needs. */
 function shapeOn(bench: Workbench, shape: PackedAttention, positions: number) {
   const { batch, length, heads, kvHeads, headDim, rope } = shape;
-  const table = rope ? ropeTable(bench.device, positions, headDim, rope.theta) : null;
+  const table = rope ? ropeTable(bench.device, positions, headDim, { ropeTheta: rope.theta }) : null;
   const given = rope?.positions ? bench.from(ints([batch, length], rope.positions)) : null;
   return {
     shape: { batch, length, heads, kvHeads, headDim, rope: table, positions: given },
@@ -160,7 +160,7 @@ onEveryBackend((backend, device) => {
 
   test("rope turns back with the inverse angle", () => {
     using bench = new Workbench(device);
-    using table = ropeTable(device, 50, 6, THETA);
+    using table = ropeTable(device, 50, 6, { ropeTheta: THETA });
     const x = randomNormal([7, 12], 1);
     const [input, turned, back] = [bench.from(x), bench.poisoned([7, 12]), bench.poisoned([7, 12])];
     const positions = bench.from(randomInts([7], 2, 50));

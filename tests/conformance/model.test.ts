@@ -159,6 +159,17 @@ onEveryBackend((backend, device) => {
     }
   });
 
+  test("gradients with another ε and scaled rotary frequencies", () => {
+    const sizes = { vocabSize: 19, contextLength: 6, dModel: 24, numLayers: 2, numHeads: 2, dFf: 7, ropeTheta: 50 };
+    const [inputs, targets] = [3, 4].map((seed) => randomInts([12], seed, sizes.vocabSize).data);
+    const llama3 = { ropeFactor: 8, ropeLowFreqFactor: 0.5, ropeHighFreqFactor: 2, ropeOriginalContext: 20 };
+    for (const norm of ["pre", "post"] as const) {
+      for (const settings of [{ ropeScaling: "llama3", ...llama3 } as const, { ropeScaling: "linear" } as const]) {
+        checkGradients(device, { ropeFactor: 3, ...sizes, norm, rmsNormEps: 0.05, ...settings }, inputs, targets, 2);
+      }
+    }
+  });
+
   describe("training", () => {
     const golden = goldenTrajectory();
     const [steps, batchSize, length] = golden.inputs.shape;

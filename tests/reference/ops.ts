@@ -150,14 +150,20 @@ export function scaledDotProductAttention(Q: Numeric, K: Numeric, V: Numeric, ma
  *
  * @param x [..., T, dk]
  * @param tokenPositions broadcast to [..., T]
+ * @param scale what becomes of each frequency theta^(-2i/dk)
  */
-export function rope(theta: number, x: Numeric, tokenPositions: Numeric): Array64 {
+export function rope(
+  theta: number,
+  x: Numeric,
+  tokenPositions: Numeric,
+  scale: (frequency: number) => number = (frequency) => frequency,
+): Array64 {
   const dk = x.shape[x.shape.length - 1];
   const position = broadcast(tokenPositions, x.shape.slice(0, -1));
   const result = new Float64Array(x.data.length);
   for (let row = 0; row * dk < x.data.length; row++) {
     for (let i = 0; i < dk; i += 2) {
-      const angle = position(row) * theta ** (-i / dk);
+      const angle = position(row) * scale(theta ** (-i / dk));
       const even = x.data[row * dk + i];
       const odd = x.data[row * dk + i + 1];
       result[row * dk + i] = even * Math.cos(angle) - odd * Math.sin(angle);
@@ -181,7 +187,7 @@ export interface AttentionOptions {
   /** Grouped-query attention (Ainslie et al. 2023): query head h reads key/value head ⌊h / (numHeads / this)⌋. */
   numKeyValueHeads?: number;
   /** Rotates queries and keys; absent: no position information. Positions default to 0 … T - 1, broadcast to [..., T]. */
-  rope?: { theta: number; tokenPositions?: Numeric };
+  rope?: { theta: number; scale?: (frequency: number) => number; tokenPositions?: Numeric };
 }
 
 /** Causal multi-head self-attention: inFeatures [..., T, dModel] → [..., T, dModel] */
@@ -195,7 +201,7 @@ export function multiHeadSelfAttention(
   const headDim = weights.q.shape[0] / numHeads;
   const group = numHeads / numKeyValueHeads;
   const positions = rotation?.tokenPositions ?? { shape: [T], data: Array.from({ length: T }, (_, t) => t) };
-  const rotate = (x: Array64) => (rotation ? rope(rotation.theta, x, positions) : x);
+  const rotate = (x: Array64) => (rotation ? rope(rotation.theta, x, positions, rotation.scale) : x);
   const causal = {
     shape: [T, T],
     data: Array.from({ length: T * T }, (_, i) => (i % T <= Math.floor(i / T) ? 1 : 0)),

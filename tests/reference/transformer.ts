@@ -30,7 +30,13 @@ export interface ModelConfig {
   /** Divides numHeads. */
   numKeyValueHeads?: number;
   dFf: number;
+  rmsNormEps?: number;
   ropeTheta: number;
+  ropeScaling?: "none" | "linear" | "llama3";
+  ropeFactor?: number;
+  ropeLowFreqFactor?: number;
+  ropeHighFreqFactor?: number;
+  ropeOriginalContext?: number;
   norm?: "pre" | "post" | "none";
   position?: "rope" | "none";
   ffn?: "swiglu" | "silu";
@@ -46,6 +52,12 @@ export function withDefaults(config: ModelConfig): Required<ModelConfig> {
   return {
     ...config,
     numKeyValueHeads: config.numKeyValueHeads ?? config.numHeads,
+    rmsNormEps: config.rmsNormEps ?? 1e-5,
+    ropeScaling: config.ropeScaling ?? "none",
+    ropeFactor: config.ropeFactor ?? 1,
+    ropeLowFreqFactor: config.ropeLowFreqFactor ?? 1,
+    ropeHighFreqFactor: config.ropeHighFreqFactor ?? 4,
+    ropeOriginalContext: config.ropeOriginalContext ?? 8192,
     norm: config.norm ?? "pre",
     position: config.position ?? "rope",
     ffn: config.ffn ?? "swiglu",
@@ -82,10 +94,23 @@ export function weightsInFloat64(weights: Weights): Record<string, Array64> {
 }
 
 /** The fields of the configuration a block depends on. */
-export type BlockConfig = Pick<
+export type BlockConfig = Omit<
   ModelConfig,
-  "numHeads" | "numKeyValueHeads" | "ropeTheta" | "norm" | "position" | "ffn"
+  "vocabSize" | "contextLength" | "dModel" | "numLayers" | "dFf" | "tieEmbeddings"
 >;
+
+/** Rotary frequencies for a longer context, after their wavelengths, the positions of a whole turn (Llama 3.1). */
+export function scaleFrequency(config: BlockConfig, frequency: number): number {
+  const { ropeScaling = "none", ropeFactor = 1, ropeOriginalContext = 8192 } = config;
+  const { ropeLowFreqFactor: low = 1, ropeHighFreqFactor: high = 4 } = config;
+  if (ropeScaling === "none") return frequency;
+  if (ropeScaling === "linear") return frequency / ropeFactor;
+  const wavelength = (2 * Math.PI) / frequency;
+  if (wavelength < ropeOriginalContext / high) return frequency;
+  if (wavelength > ropeOriginalContext / low) return frequency / ropeFactor;
+  const smooth = (ropeOriginalContext / wavelength - low) / (high - low);
+  return (1 - smooth) * (frequency / ropeFactor) + smooth * frequency;
+}
 
 /**
  * One block: x [..., T, dModel] → the same shape.
@@ -108,15 +133,18 @@ export function transformerBlock(config: BlockConfig, weights: Weights, x: Numer
       {
         numHeads: config.numHeads,
         numKeyValueHeads: config.numKeyValueHeads,
-        rope: position === "rope" ? { theta: config.ropeTheta } : undefined,
+        rope:
+          position === "rope"
+            ? { theta: config.ropeTheta, scale: (frequency) => scaleFrequency(config, frequency) }
+            : undefined,
       },
     );
   const feedForward = (input: Numeric) =>
     ffn === "swiglu"
       ? swiglu(weight("ffn.w1"), weight("ffn.w2"), weight("ffn.w3"), input)
       : siluFeedForward(weight("ffn.w1"), weight("ffn.w2"), input);
-  const ln1 = (input: Numeric) => rmsnorm(weight("ln1"), input);
-  const ln2 = (input: Numeric) => rmsnorm(weight("ln2"), input);
+  const ln1 = (input: Numeric) => rmsnorm(weight("ln1"), input, config.rmsNormEps);
+  const ln2 = (input: Numeric) => rmsnorm(weight("ln2"), input, config.rmsNormEps);
 
   if (norm === "pre") {
     const h = add(x, attention(ln1(x)));
@@ -138,7 +166,7 @@ export function transformerLm(config: ModelConfig, weights: Weights, inIndices: 
 
   let x = embedding(named(weights, "token_embeddings.weight"), inIndices);
   for (let i = 0; i < config.numLayers; i++) x = transformerBlock(full, weights, x, `layers.${i}.`);
-  if (full.norm !== "none") x = rmsnorm(named(weights, "ln_final.weight"), x);
+  if (full.norm !== "none") x = rmsnorm(named(weights, "ln_final.weight"), x, full.rmsNormEps);
   return linear(named(weights, full.tieEmbeddings ? "token_embeddings.weight" : "lm_head.weight"), x);
 }
 

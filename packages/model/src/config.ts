@@ -15,8 +15,20 @@ export interface ModelConfig {
   numKeyValueHeads?: number;
   /** Inner width of the feed-forward layer. */
   dFf: number;
+  /** ε of every RMSNorm. Default 1e-5. */
+  rmsNormEps?: number;
   /** Base Θ of the rotary frequencies (Su et al. 2021). */
   ropeTheta: number;
+  /** How the rotary frequencies are changed for contexts beyond the one trained with; see rope.ts. */
+  ropeScaling?: "none" | "linear" | "llama3";
+  /** What `linear` and `llama3` divide frequencies by. Default 1. */
+  ropeFactor?: number;
+  /** `llama3`: turns within the original context up to which a frequency is divided. Default 1. */
+  ropeLowFreqFactor?: number;
+  /** `llama3`: turns within the original context from which a frequency is kept. Default 4. */
+  ropeHighFreqFactor?: number;
+  /** `llama3`: the context that the model was trained with at first. Default 8192. */
+  ropeOriginalContext?: number;
   /** Where RMSNorm stands: before each sublayer, after each residual addition (ln_final is kept), or nowhere. */
   norm?: "pre" | "post" | "none";
   /** Rotary position embedding, or none (NoPE). */
@@ -29,7 +41,7 @@ export interface ModelConfig {
 
 export type ResolvedModelConfig = Required<ModelConfig>;
 
-/** ε of every RMSNorm. */
+/** ε of RMSNorm unless a config says otherwise. */
 export const RMSNORM_EPS = 1e-5;
 
 /** Largest head size that the attention kernels take. */
@@ -43,13 +55,19 @@ export function resolveModelConfig(config: ModelConfig): ResolvedModelConfig {
   const resolved: ResolvedModelConfig = {
     ...config,
     numKeyValueHeads: config.numKeyValueHeads ?? config.numHeads,
+    rmsNormEps: config.rmsNormEps ?? RMSNORM_EPS,
+    ropeScaling: config.ropeScaling ?? "none",
+    ropeFactor: config.ropeFactor ?? 1,
+    ropeLowFreqFactor: config.ropeLowFreqFactor ?? 1,
+    ropeHighFreqFactor: config.ropeHighFreqFactor ?? 4,
+    ropeOriginalContext: config.ropeOriginalContext ?? 8192,
     norm: config.norm ?? "pre",
     position: config.position ?? "rope",
     ffn: config.ffn ?? "swiglu",
     tieEmbeddings: config.tieEmbeddings ?? false,
   };
   const sizes = ["vocabSize", "contextLength", "dModel", "numLayers", "numHeads", "numKeyValueHeads", "dFf"] as const;
-  for (const name of sizes) {
+  for (const name of [...sizes, "ropeOriginalContext"] as const) {
     const value = resolved[name];
     if (!Number.isSafeInteger(value) || value < 1) {
       throw new RangeError(`model.${name} must be a whole number of at least 1, not ${value}`);
@@ -71,7 +89,22 @@ export function resolveModelConfig(config: ModelConfig): ResolvedModelConfig {
   if (!(ropeTheta > 1) || !Number.isFinite(ropeTheta)) {
     throw new RangeError(`model.ropeTheta must be a number greater than 1, not ${ropeTheta}`);
   }
-  const choices = { norm: ["pre", "post", "none"], position: ["rope", "none"], ffn: ["swiglu", "silu"] } as const;
+  for (const name of ["rmsNormEps", "ropeFactor", "ropeLowFreqFactor", "ropeHighFreqFactor"] as const) {
+    const value = resolved[name];
+    if (!(value > 0) || !Number.isFinite(value)) {
+      throw new RangeError(`model.${name} must be a number greater than 0, not ${value}`);
+    }
+  }
+  const { ropeLowFreqFactor: low, ropeHighFreqFactor: high } = resolved;
+  if (!(low < high)) {
+    throw new RangeError(`model.ropeLowFreqFactor ${low} must be less than model.ropeHighFreqFactor ${high}`);
+  }
+  const choices = {
+    norm: ["pre", "post", "none"],
+    position: ["rope", "none"],
+    ropeScaling: ["none", "linear", "llama3"],
+    ffn: ["swiglu", "silu"],
+  } as const;
   for (const [name, values] of Object.entries(choices)) {
     const value = resolved[name as keyof typeof choices];
     if (!(values as readonly string[]).includes(value)) {

@@ -4,7 +4,6 @@
  * it happens to be, so that one can end and another begin while the rest go on (continuous batching, Yu et al. 2022,
  * "Orca", §3).
  */
-import { RMSNORM_EPS } from "./config.ts";
 import { headShape } from "./layers/attention.ts";
 import { add, attentionCached, embeddingForward, matmul, rmsnormForward } from "./operations.ts";
 import { siluForward, swigluForward } from "./operations.ts";
@@ -79,7 +78,7 @@ export class Decoder implements Disposable {
     const addAndNorm = (name: string, residual: Tensor | null, output: Tensor) => {
       const rstd = this.#buffer("rstd", [rows]);
       const gain = store.get(name).value;
-      rmsnormForward({ output, sum: residual && x!, rstd }, { input: x!, residual, gain, eps: RMSNORM_EPS });
+      rmsnormForward({ output, sum: residual && x!, rstd }, { input: x!, residual, gain, eps: config.rmsNormEps });
     };
     let pending: Tensor | null = null;
     for (let layer = 0; layer < config.numLayers; layer++) {
@@ -126,7 +125,7 @@ export class Decoder implements Disposable {
     const sum = this.#buffer("sum", [x.rows, x.columns]);
     const rstd = this.#buffer("rstd", [x.rows]);
     const gain = this.model.store.get(name).value;
-    rmsnormForward({ output: x, sum, rstd }, { input: update, residual: x, gain, eps: RMSNORM_EPS });
+    rmsnormForward({ output: x, sum, rstd }, { input: update, residual: x, gain, eps: this.model.config.rmsNormEps });
   }
 
   #attend(layer: number, input: Tensor, output: Tensor, [starts, slots]: [starts: Tensor, slots: Tensor]): void {

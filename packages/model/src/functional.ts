@@ -5,10 +5,10 @@
 import { Activations } from "./activations.ts";
 import { type ModelConfig, RMSNORM_EPS, resolveModelConfig } from "./config.ts";
 import type { Device } from "./device.ts";
-import { ropeTable } from "./layers/attention.ts";
 import { createBlock } from "./layers/block.ts";
 import * as operations from "./operations.ts";
 import { ParameterStore } from "./parameters.ts";
+import { ropeTable } from "./rope.ts";
 import { type NdArray, Tensor, elementCount } from "./tensor.ts";
 import { parameterGroups } from "./transformer.ts";
 
@@ -161,7 +161,7 @@ export function rope(device: Device, x: NdArray, options: RopeOptions): NdArray 
   const rows = elementCount(x.shape.slice(0, -1));
   return compute(device, x.shape, ({ from, zeros }) => {
     const output = zeros(x.shape);
-    using table = ropeTable(device, options.maxSeqLen, dK, options.theta);
+    using table = ropeTable(device, options.maxSeqLen, dK, { ropeTheta: options.theta });
     const positions = from({ shape: [rows], data: positionsOf(options, x.shape.slice(0, -1)) });
     operations.rope(output, from(x), table, positions, dK);
     return output;
@@ -232,7 +232,7 @@ export function multiheadSelfAttention(device: Device, x: NdArray, options: Self
     const packed = from(stack([qProjWeight, kProjWeight, vProjWeight]));
     const qkv = zeros([rows, packed.rows]);
     operations.matmul(qkv, from(x).view([rows, dModel]), packed, { transposeB: true });
-    using table = rotation ? ropeTable(device, rotation.maxSeqLen, headDim, rotation.theta) : null;
+    using table = rotation ? ropeTable(device, rotation.maxSeqLen, headDim, { ropeTheta: rotation.theta }) : null;
     const positions = rotation && from({ shape: [rows], data: positionsOf(rotation, x.shape.slice(0, -1)) });
     const shape = { batch: rows / length, length, heads, kvHeads, headDim, rope: table, positions };
     const [attended, output] = [zeros([rows, heads * headDim]), zeros([rows, dModel])];
@@ -277,7 +277,7 @@ export function transformerBlock(
   }
   using activations = new Activations(device, rows / length, length);
   const headDim = resolved.dModel / resolved.numHeads;
-  using table = resolved.position === "rope" ? ropeTable(device, length, headDim, resolved.ropeTheta) : null;
+  using table = resolved.position === "rope" ? ropeTable(device, length, headDim, resolved) : null;
   return compute(device, x.shape, ({ from }) => {
     const block = createBlock(store, 0, resolved, table, activations);
     const { stream, update } = block.forward({ stream: from(x).view([rows, resolved.dModel]), update: null }, length);

@@ -6,13 +6,13 @@ import { Activations } from "./activations.ts";
 import { type ModelConfig, type ResolvedModelConfig, resolveModelConfig } from "./config.ts";
 import type { Device } from "./device.ts";
 import { Decoder } from "./decoder.ts";
-import { ropeTable } from "./layers/attention.ts";
 import { type Block, type Residual, createBlock } from "./layers/block.ts";
 import { Embedding } from "./layers/embedding.ts";
 import { Head } from "./layers/head.ts";
 import { RMSNorm } from "./layers/rmsnorm.ts";
 import { type Parameter, type ParameterSpec, ParameterStore } from "./parameters.ts";
 import { Random } from "./random.ts";
+import { ropeTable } from "./rope.ts";
 import { type NdArray, Tensor } from "./tensor.ts";
 
 export interface TransformerOptions {
@@ -79,10 +79,10 @@ export class TransformerLM implements Disposable {
     if (!Number.isSafeInteger(this.batchSize) || this.batchSize < 1) {
       throw new RangeError(`batchSize must be a whole number of at least 1, not ${this.batchSize}`);
     }
-    const { contextLength, dModel, numHeads, ropeTheta, position } = this.config;
+    const { contextLength, dModel, numHeads, position } = this.config;
     if (options.weights) checkWeights(parameterGroups(this.config).flat(), options.weights);
     this.store = new ParameterStore(this.device, parameterGroups(this.config));
-    this.rope = position === "rope" ? ropeTable(this.device, contextLength, dModel / numHeads, ropeTheta) : null;
+    this.rope = position === "rope" ? ropeTable(this.device, contextLength, dModel / numHeads, this.config) : null;
     if (options.weights) this.load(options.weights);
     else this.#initialise(options.seed ?? 0);
   }
@@ -203,7 +203,8 @@ export class TransformerLM implements Disposable {
       targets: activations.keep([activations.rows], "int32"),
       embedding: new Embedding(store.get("token_embeddings.weight"), activations),
       blocks,
-      lnFinal: config.norm === "none" ? null : new RMSNorm(store.get("ln_final.weight"), activations),
+      lnFinal:
+        config.norm === "none" ? null : new RMSNorm(store.get("ln_final.weight"), activations, config.rmsNormEps),
       head: new Head(head.value, head.grad, activations),
     };
   }

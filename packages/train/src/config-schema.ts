@@ -30,7 +30,20 @@ const modelSchema = z
       description:
         "width of the feed-forward layer; auto: 8/3 dModel for swiglu, 4 dModel for silu, which cost the same",
     }),
+    rmsNormEps: positive().default(1e-5).meta({ description: "added to the mean square in RMSNorm" }),
     ropeTheta: positive().default(10000).meta({ description: "base of the rotary angles" }),
+    ropeScaling: z
+      .enum(["none", "linear", "llama3"])
+      .default("none")
+      .meta({ description: "how rotary angles are stretched for contexts longer than those trained with" }),
+    ropeFactor: positive().default(1).meta({ description: "by how much ropeScaling stretches" }),
+    ropeLowFreqFactor: positive()
+      .default(1)
+      .meta({ description: "llama3: turns in the original context up to which a frequency is stretched" }),
+    ropeHighFreqFactor: positive()
+      .default(4)
+      .meta({ description: "llama3: turns in the original context from which a frequency is kept" }),
+    ropeOriginalContext: count().default(8192).meta({ description: "llama3: the context trained with at first" }),
     norm: z.enum(["pre", "post", "none"]).default("pre").meta({ description: "where RMSNorm stands in a block" }),
     position: z.enum(["rope", "none"]).default("rope").meta({ description: "position encoding" }),
     ffn: z

@@ -6,24 +6,8 @@ import type { Activations } from "../activations.ts";
 import type { ResolvedModelConfig } from "../config.ts";
 import { type AttentionShape, attentionBackward, attentionForward } from "../operations.ts";
 import type { ParameterStore } from "../parameters.ts";
-import { Tensor } from "../tensor.ts";
-import type { Device } from "../device.ts";
+import type { Tensor } from "../tensor.ts";
 import { Linear } from "./linear.ts";
-
-/**
- * cos and sin of position · Θ^(−2i/headDim), computed in float64: [positions, headDim / 2, 2] (Su et al. 2021, §3.2).
- */
-export function ropeTable(device: Device, positions: number, headDim: number, theta: number): Tensor {
-  const data = new Float32Array(positions * headDim);
-  for (let position = 0; position < positions; position++) {
-    for (let i = 0; i < headDim / 2; i++) {
-      const angle = position * theta ** ((-2 * i) / headDim);
-      data[position * headDim + 2 * i] = Math.cos(angle);
-      data[position * headDim + 2 * i + 1] = Math.sin(angle);
-    }
-  }
-  return Tensor.from(device, [positions, headDim / 2, 2], data);
-}
 
 /** The sizes of a model's attention, without batch and length. */
 export function headShape(config: ResolvedModelConfig): Pick<AttentionShape, "heads" | "kvHeads" | "headDim"> {

@@ -40,10 +40,8 @@ export function createBlock(
   const attention = new Attention(store, `${prefix}.attn`, config, rope, activations);
   const feedForward = new FeedForward(store, `${prefix}.ffn`, config, activations);
   if (config.norm === "none") return new BareBlock(attention, feedForward, activations, config.dModel);
-  const [ln1, ln2] = [1, 2].map((n) => new RMSNorm(store.get(`${prefix}.ln${n}.weight`), activations)) as [
-    RMSNorm,
-    RMSNorm,
-  ];
+  const norm = (name: string) => new RMSNorm(store.get(`${prefix}.${name}.weight`), activations, config.rmsNormEps);
+  const [ln1, ln2] = [norm("ln1"), norm("ln2")];
   return config.norm === "pre"
     ? new PreNormBlock(attention, feedForward, ln1, ln2)
     : new PostNormBlock(attention, feedForward, ln1, ln2);

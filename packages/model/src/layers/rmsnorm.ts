@@ -1,6 +1,5 @@
 /** RMSNorm (Zhang & Sennrich 2019): x / √(mean x² + ε) ⊙ gain, fused with the residual addition in front of it. */
 import type { Activations } from "../activations.ts";
-import { RMSNORM_EPS } from "../config.ts";
 import { rmsnormBackward, rmsnormForward } from "../operations.ts";
 import type { Parameter } from "../parameters.ts";
 import type { Tensor } from "../tensor.ts";
@@ -14,6 +13,7 @@ export class RMSNorm {
   constructor(
     readonly gain: Parameter,
     readonly activations: Activations,
+    readonly eps: number,
   ) {
     const [rows, dModel] = [activations.rows, gain.value.count];
     this.#sum = activations.keep([rows, dModel]);
@@ -28,7 +28,7 @@ export class RMSNorm {
     const sum = residual ? this.#sum.slice(0, rows) : null;
     const output = this.#output.slice(0, rows);
     const rstd = this.#rstd.view([rows]);
-    rmsnormForward({ output, sum, rstd }, { input, residual, gain: this.gain.value, eps: RMSNORM_EPS });
+    rmsnormForward({ output, sum, rstd }, { input, residual, gain: this.gain.value, eps: this.eps });
     this.#x = sum ?? input;
     return { x: this.#x, output };
   }
