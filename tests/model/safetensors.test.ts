@@ -3,7 +3,8 @@ import { afterAll, describe, expect, test } from "bun:test";
 import { mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { SafetensorsError, SafetensorsFile, type TensorEntry, safetensorsChunks, writeAtomically } from "@mantou/model";
+import { SafetensorsError, SafetensorsFile, type TensorEntry, fromBfloat16, fromFloat16 } from "@mantou/model";
+import { safetensorsChunks, toBfloat16, toFloat16, writeAtomically } from "@mantou/model";
 import { goldenModels } from "../support/golden.ts";
 import { type FloatArray, generator, randomNormal } from "../support/ndarray.ts";
 
@@ -98,6 +99,25 @@ describe("round trip", () => {
     for (const [name, array] of Object.entries(weights)) expect(file.float32(`base/weights/${name}`)).toEqual(array);
     expect(() => file.float32("base/inputs")).toThrow("tensor base/inputs is I32, not F32");
     expect(() => file.float32("nothing")).toThrow("there is no tensor nothing");
+  });
+
+  test("16-bit floats are written rounded and read back as float32", () => {
+    const values = Float32Array.of(1, -0.1, 65504, 1e-8, 3.14159265);
+    const entries = (["F32", "F16", "BF16"] as const).map((dtype) => {
+      return { name: dtype, dtype, shape: [5], data: () => values };
+    });
+    const bytes = concatenated([...safetensorsChunks(entries, {})]);
+    using file = new SafetensorsFile(bytes);
+    expect([...file.tensors.values()].map(({ begin, end }) => end - begin)).toEqual([20, 10, 10]);
+    expect(file.toFloat32("F32").data).toEqual(values);
+    expect(file.toFloat32("F16").data).toEqual(fromFloat16(toFloat16(values)));
+    expect(file.toFloat32("BF16").data).toEqual(fromBfloat16(toBfloat16(values)));
+    expect(() => file.float32("F16")).toThrow("tensor F16 is F16, not F32");
+    const wide = fileOf({ a: { dtype: "F64", shape: [1], data_offsets: [0, 8] } }, 8);
+    new DataView(wide.buffer).setFloat64(wide.length - 8, 0.1, true);
+    expect(new SafetensorsFile(wide).toFloat32("a").data[0]).toBe(Math.fround(0.1));
+    const whole = fileOf({ a: { dtype: "I32", shape: [1], data_offsets: [0, 4] } }, 4);
+    expect(() => new SafetensorsFile(whole).toFloat32("a")).toThrow("tensor a is I32, not F32, BF16, F16 or F64");
   });
 
   test("no tensors, no metadata", () => {

@@ -6,6 +6,7 @@ export { Decoder } from "./decoder.ts";
 export { Device, type DeviceName, type DeviceOptions, openDevice } from "./device.ts";
 export { type Finish, type GenerateOptions, GenerationBatch, type Sequence, generate } from "./generate.ts";
 export * as functional from "./functional.ts";
+export { fromBfloat16, fromFloat16, toBfloat16, toFloat16 } from "./half.ts";
 export { headShape } from "./layers/attention.ts";
 export { MappedFile, NativeError } from "./native.ts";
 export * as operations from "./operations.ts";

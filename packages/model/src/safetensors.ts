@@ -4,6 +4,7 @@
  */
 import { closeSync, fsyncSync, openSync, readSync, renameSync, rmSync, statSync, writeSync } from "node:fs";
 import { dirname } from "node:path";
+import { fromBfloat16, fromFloat16, toBfloat16, toFloat16 } from "./half.ts";
 
 /** Bytes per element of the dtypes that we read. */
 const DTYPES: Record<string, number> = {
@@ -22,10 +23,10 @@ const DTYPES: Record<string, number> = {
 /** The format's own limit on the header. */
 const MAX_HEADER = 100_000_000;
 
-/** One tensor to write; `data` is asked for when its turn comes. */
+/** One tensor to write; `data` is asked for when its turn comes, and rounded to `dtype`. */
 export interface TensorEntry {
   name: string;
-  dtype: "F32";
+  dtype: "F32" | "F16" | "BF16";
   shape: readonly number[];
   data: () => Float32Array;
 }
@@ -59,8 +60,8 @@ export function* safetensorsChunks(entries: TensorEntry[], metadata: Record<stri
   new DataView(head.buffer).setBigUint64(0, BigInt(padded), true);
   head.set(json, 8);
   yield head;
-  for (const { data } of entries) {
-    const values = data();
+  for (const { dtype, data } of entries) {
+    const values = dtype === "F32" ? data() : dtype === "F16" ? toFloat16(data()) : toBfloat16(data());
     yield new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
   }
 }
@@ -94,7 +95,7 @@ export function writeAtomically(path: string, chunks: Iterable<Uint8Array>): voi
 }
 
 /** Reads bytes first … first + count - 1 of a source. */
-type Reader = (first: number, count: number) => Uint8Array;
+type Reader = (first: number, count: number) => Uint8Array<ArrayBuffer>;
 
 export class SafetensorsFile implements Disposable {
   readonly metadata: Record<string, string>;
@@ -135,11 +136,31 @@ export class SafetensorsFile implements Disposable {
 
   /** A tensor's numbers. @throws SafetensorsError if it is missing or not float32 */
   float32(name: string): { shape: number[]; data: Float32Array } {
+    const info = this.#info(name);
+    if (info.dtype !== "F32") throw new SafetensorsError(`tensor ${name} is ${info.dtype}, not F32`);
+    return { shape: info.shape, data: new Float32Array(this.#bytes(info)) };
+  }
+
+  /** A tensor's numbers in float32, whatever kind of float they are. @throws SafetensorsError for any other dtype */
+  toFloat32(name: string): { shape: number[]; data: Float32Array } {
+    const info = this.#info(name);
+    const { dtype, shape } = info;
+    if (dtype === "F32") return this.float32(name);
+    if (dtype === "BF16") return { shape, data: fromBfloat16(new Uint16Array(this.#bytes(info))) };
+    if (dtype === "F16") return { shape, data: fromFloat16(new Uint16Array(this.#bytes(info))) };
+    if (dtype === "F64") return { shape, data: Float32Array.from(new Float64Array(this.#bytes(info))) };
+    throw new SafetensorsError(`tensor ${name} is ${dtype}, not F32, BF16, F16 or F64`);
+  }
+
+  #info(name: string): TensorInfo {
     const info = this.tensors.get(name);
     if (!info) throw new SafetensorsError(`there is no tensor ${name}`);
-    if (info.dtype !== "F32") throw new SafetensorsError(`tensor ${name} is ${info.dtype}, not F32`);
-    const bytes = this.#read(info.begin, info.end - info.begin);
-    return { shape: info.shape, data: new Float32Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 4) };
+    return info;
+  }
+
+  /** A tensor's bytes, in a buffer of their own. */
+  #bytes({ begin, end }: TensorInfo): ArrayBuffer {
+    return this.#read(begin, end - begin).buffer;
   }
 
   [Symbol.dispose](): void {

@@ -1,6 +1,7 @@
 /**
  * Checkpoints: one safetensors file with the weights under their names, AdamW's moments as `optimizer.m.NAME` and
- * `optimizer.v.NAME`, and in the metadata the step, the model's config and a SHA-256 of all that and of all tensors.
+ * `optimizer.v.NAME`, and in the metadata the step, the model's config and a SHA-256 of all that and of all tensors. A
+ * checkpoint of weights alone, such as an imported one, lacks the moments.
  * Whole logical tensors, nothing about devices, threads or processes. A file appears under its name only when it is
  * complete.
  */
@@ -10,6 +11,7 @@ import { join } from "node:path";
 import { type AdamW, type ResolvedModelConfig, SafetensorsError, SafetensorsFile, type Tensor } from "@mantou/model";
 import { type TensorEntry, type TransformerLM, safetensorsChunks, writeAtomically } from "@mantou/model";
 import { z } from "zod";
+import { MODEL_USES } from "./config.ts";
 import { removeTemporaries } from "./temporaries.ts";
 
 const METADATA_KEY = "mantou.checkpoint";
@@ -17,8 +19,8 @@ const METADATA_KEY = "mantou.checkpoint";
 const manifestSchema = z.strictObject({
   version: z.literal(1),
   iteration: z.int().min(0),
-  /** Steps that the optimizer has taken: t of the bias correction. */
-  optimizerSteps: z.int().min(0),
+  /** Steps that the optimizer has taken: t of the bias correction; null for weights alone. */
+  optimizerSteps: z.int().min(0).nullable(),
   model: z.record(z.string(), z.union([z.number(), z.string(), z.boolean()])),
   /** Of the fields above and the tensors, see `startHash`. */
   sha256: z.string(),
@@ -39,16 +41,23 @@ interface Trained {
   optimizer: AdamW;
 }
 
+interface Saved {
+  model: TransformerLM;
+  optimizer: AdamW | null;
+}
+
 /** The tensors of a checkpoint, in the order of the file. */
-function entries({ model, optimizer }: Trained): (TensorEntry & { tensor: Tensor })[] {
+function entries({ model, optimizer }: Saved): (TensorEntry & { tensor: Tensor })[] {
   const all = [...model.parameters().values()];
   const entry = (name: string, shape: readonly number[], tensor: Tensor) => {
     return { name, dtype: "F32" as const, shape, tensor, data: () => tensor.toFloat32Array() };
   };
   const moments = (prefix: string, flat: Tensor) =>
     all.map(({ name, shape, offset }) => entry(`${prefix}.${name}`, shape, flat.view(shape, offset)));
+  const weights = all.map(({ name, shape, value }) => entry(name, shape, value));
+  if (optimizer === null) return weights;
   return [
-    ...all.map(({ name, shape, value }) => entry(name, shape, value)),
+    ...weights,
     ...moments("optimizer.m", optimizer.firstMoments),
     ...moments("optimizer.v", optimizer.secondMoments),
   ];
@@ -64,11 +73,12 @@ function asBytes(values: Float32Array): Uint8Array {
   return new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
 }
 
-/** Writes a checkpoint after `iteration` steps. */
-export function saveCheckpoint(target: CheckpointTarget, trained: Trained & { iteration: number }): void {
-  const { model, optimizer, iteration } = trained;
-  const tensors = entries(trained);
-  const about = { version: 1 as const, iteration, optimizerSteps: optimizer.stepCount, model: { ...model.config } };
+/** Writes a checkpoint after `iteration` steps; without an optimizer, of the weights alone. */
+export function saveCheckpoint(target: CheckpointTarget, saved: Saved & { iteration: number }): void {
+  const { model, optimizer, iteration } = saved;
+  const tensors = entries(saved);
+  const optimizerSteps = optimizer === null ? null : optimizer.stepCount;
+  const about = { version: 1 as const, iteration, optimizerSteps, model: { ...model.config } };
   const hash = startHash(about);
   for (const { data } of tensors) hash.update(asBytes(data()));
   const manifest: Manifest = { ...about, sha256: hash.digest("hex") };
@@ -115,6 +125,9 @@ function withCheckpoint<T>(
 export function loadCheckpoint(source: string | Uint8Array, trained: Trained): number {
   return withCheckpoint(source, (file, manifest, label) => {
     checkModel(manifest.model, trained.model.config, label);
+    if (manifest.optimizerSteps === null) {
+      throw new CheckpointError(`${label} holds weights alone, without the optimizer's state to go on from`);
+    }
     const tensors = entries(trained);
     checkTensors(file, manifest, tensors, label);
     for (const { name, tensor } of tensors) tensor.upload(file.float32(name).data);
@@ -123,12 +136,21 @@ export function loadCheckpoint(source: string | Uint8Array, trained: Trained): n
   });
 }
 
-/** The weights alone, for inference; the whole file must be sound all the same. @throws CheckpointError */
-export function loadWeights(source: string | Uint8Array, model: TransformerLM): number {
+/**
+ * The weights alone, for inference or as a beginning; the whole file must be sound all the same.
+ * @param options differ: whether the context and the rotary frequencies may be others than those trained with
+ * @throws CheckpointError
+ */
+export function loadWeights(
+  source: string | Uint8Array,
+  model: TransformerLM,
+  options: { differ?: boolean } = {},
+): number {
   return withCheckpoint(source, (file, manifest, label) => {
-    checkModel(manifest.model, model.config, label);
+    checkModel(manifest.model, model.config, label, options.differ ? MODEL_USES : []);
     const weights = [...model.parameters().values()];
-    const moments = ["optimizer.m", "optimizer.v"].flatMap((prefix) =>
+    const prefixes = manifest.optimizerSteps === null ? [] : ["optimizer.m", "optimizer.v"];
+    const moments = prefixes.flatMap((prefix) =>
       weights.map(({ name, shape }) => ({ name: `${prefix}.${name}`, shape })),
     );
     checkTensors(file, manifest, [...weights, ...moments], label);
@@ -173,9 +195,14 @@ function checkTensors(
   if (hash.digest("hex") !== manifest.sha256) throw new CheckpointError(`${label} is damaged: its hash is wrong`);
 }
 
-function checkModel(stored: Record<string, unknown>, config: ResolvedModelConfig, label: string): void {
+function checkModel(
+  stored: Record<string, unknown>,
+  config: ResolvedModelConfig,
+  label: string,
+  mayDiffer: readonly string[] = [],
+): void {
   for (const [key, value] of Object.entries(config)) {
-    if (stored[key] !== value) {
+    if (stored[key] !== value && !mayDiffer.includes(key)) {
       throw new CheckpointError(`${label} is of another model: ${key} is ${String(stored[key])}, not ${value}`);
     }
   }

@@ -97,6 +97,12 @@ export const trainConfigSchema = z.strictObject({
     .default(1)
     .meta({ group: "Run", description: "seeds the initial weights, the batches and the samples" }),
 
+  init: z.string().min(1).optional().meta({
+    group: "Run",
+    description: "start from the weights, the model and the tokenizer of this run, trained or imported",
+    placeholder: "DIR",
+  }),
+
   data: z
     .string()
     .min(1)

@@ -8,8 +8,8 @@
  * the two together into the config that the trainer runs with, in which nothing is automatic any more.
  */
 
-import { readFileSync } from "node:fs";
-import { basename, extname } from "node:path";
+import { existsSync, readFileSync } from "node:fs";
+import { basename, extname, join } from "node:path";
 import { z } from "zod";
 import { type PartialConfig, type SettledConfig, type TrainConfig, trainConfigSchema } from "./config-schema.ts";
 import { UserError } from "./errors.ts";
@@ -60,7 +60,8 @@ export interface ConfigLayers {
 }
 
 /**
- * Puts a config together: defaults < preset < file < flags, then settles what depends on the config alone.
+ * Puts a config together: defaults < preset < run to start from < file < flags, then settles what depends on the config
+ * alone.
  *
  * @throws UserError for an unknown preset, an unreadable file, an unknown key, a bad value, or values that do not fit
  * together; it says where the value was set and what to do.
@@ -79,15 +80,54 @@ export function resolveConfig(layers: ConfigLayers = {}): ResolvedConfig {
       origins.set(path, origin);
     }
   };
+  const fileSettings = layers.file === undefined ? {} : readConfigFile(layers.file).settings;
+  const init = layers.flags?.init ?? fileSettings.init;
+  const inherited = typeof init === "string" && init !== "" ? inheritedSettings(init) : undefined;
   add(findPreset(preset), { kind: "preset", name: preset });
-  if (layers.file !== undefined) add(readConfigFile(layers.file).settings, { kind: "file", name: layers.file });
+  if (inherited !== undefined) add(inherited, { kind: "file", name: join(String(init), "config.json") });
+  add(fileSettings, { kind: "file", name: layers.file ?? "" });
   add(layers.flags ?? {}, { kind: "flag" });
 
   const config = validate(trainConfigSchema, unflatten(merged), (path) => origins.get(path) ?? { kind: "flag" });
   const resolved: ResolvedConfig = { preset, config, origins, choices: [] };
   chooseFromConfig(resolved);
   checkConfig(resolved);
+  if (inherited !== undefined) checkInherited(resolved, inherited);
   return resolved;
+}
+
+/** What a run that starts from another one has in common with it. */
+function inheritedSettings(path: string): { model: SettledConfig["model"]; tokenizer: { path: string } } {
+  const file = join(path, "config.json");
+  if (!existsSync(file)) {
+    throw new UserError(`--init ${path} is no run: there is no ${file}`, {
+      fix: "give the directory of a run; bun run import makes one of a Hugging Face checkpoint",
+    });
+  }
+  return { model: loadRunConfig(file).model, tokenizer: { path: join(path, "tokenizer.json") } };
+}
+
+/** Settings of the model that say how it is used; whoever starts from its weights may choose them anew. */
+export const MODEL_USES: readonly string[] = [
+  "contextLength",
+  "ropeTheta",
+  "ropeScaling",
+  "ropeFactor",
+  "ropeLowFreqFactor",
+  "ropeHighFreqFactor",
+  "ropeOriginalContext",
+];
+
+/** Refuses settings that do not go with the weights to start from. */
+function checkInherited({ config, origins }: ResolvedConfig, inherited: Record<string, unknown>): void {
+  const values = flatten(config);
+  for (const [path, value] of flatten(inherited)) {
+    if (values.get(path) === value || MODEL_USES.includes(path.replace("model.", ""))) continue;
+    const place = placeOf(path, origins.get(path) ?? { kind: "flag" });
+    throw new UserError(`${place} = ${showValue(values.get(path))} does not go with --init ${config.init}`, {
+      fix: `leave it out: it is ${showValue(value)} there`,
+    });
+  }
 }
 
 function findPreset(name: string): PartialConfig {

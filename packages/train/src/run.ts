@@ -110,6 +110,16 @@ export function modelConfig(config: SettledConfig): ModelConfig {
   return config.model;
 }
 
+/**
+ * Gives a new model the weights of a run to start from; context and rotary frequencies may be others.
+ * @throws UserError when that run has no checkpoint, CheckpointError when none of them fits
+ */
+export function initialise(model: TransformerLM, path: string, warn: (message: string) => void): void {
+  const { checkpoints } = new RunDirectory(path);
+  const step = loadNewest(checkpoints, (file) => loadWeights(file, model, { differ: true }), warn);
+  if (step === undefined) throw new UserError(`--init ${path} has no checkpoint yet`, { fix: "train it first" });
+}
+
 /** A trained model with its tokenizer, for generation and evaluation. */
 export interface LoadedRun {
   run: RunDirectory;

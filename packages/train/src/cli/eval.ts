@@ -2,12 +2,13 @@
  * `bun run eval`: loss, perplexity and bits per byte of a trained run on its validation data or on any text.
  * Usage: bun run eval --run runs/NAME [--data FILE]
  */
-import { mkdtempSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { openDevice } from "@mantou/model";
 import { z } from "zod";
 import { BatchReader, TokenFile } from "../dataset.ts";
+import { UserError } from "../errors.ts";
 import { checkFile, encodeText } from "../prepare.ts";
 import { loadRun } from "../run.ts";
 import { formatTable } from "../terminal/format.ts";
@@ -41,6 +42,7 @@ await runCommand(async (argv) => {
     let file = data ?? config.val ?? "";
     if (data !== undefined) checkFile("--data", data);
     if (data === undefined && !/\.(bin|npy)$/.test(file)) file = join(run.path, "data", "val.bin");
+    if (!existsSync(file)) throw new UserError(`${path} has no validation data`, { fix: "add --data FILE" });
     if (!/\.(bin|npy)$/.test(file)) file = encodeText(file, join(scratch, "text.bin"), tokenizer);
     using source = new TokenFile(device, file, about);
     const contextLength = Math.min(config.model.contextLength, Math.max(1, source.count - 1));

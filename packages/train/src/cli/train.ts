@@ -9,10 +9,11 @@ import { type Device, TransformerLM, openDevice } from "@mantou/model";
 import { z } from "zod";
 import { type ResolvedConfig, autoBatchSize, choose, readRunConfig, resolveConfig, settled } from "../config.ts";
 import { type SettledConfig, trainConfigSchema } from "../config.ts";
+import { listCheckpoints } from "../checkpoint.ts";
 import { UserError } from "../errors.ts";
 import { checkSources, checkTextLengths, prepareData, prepareTokenizer } from "../prepare.ts";
 import { presets } from "../presets.ts";
-import { RunDirectory, claimDirectory, modelConfig, saveConfig } from "../run.ts";
+import { RunDirectory, claimDirectory, initialise, modelConfig, saveConfig } from "../run.ts";
 import { formatCount, formatDuration } from "../terminal/format.ts";
 import { plotCurve } from "../terminal/plot.ts";
 import { ProgressBar } from "../terminal/progress.ts";
@@ -43,6 +44,7 @@ const command: Command = {
     "bun run train",
     "bun run train --data book.txt --preset books",
     "bun run train --model.numLayers 6 --steps 2000 --lr 1e-3 --name deeper",
+    "bun run train --init runs/tiny --data other.txt --lr 3e-4",
     "bun run train --resume runs/tiny",
   ],
 };
@@ -80,6 +82,9 @@ await runCommand(async (argv) => {
   const config = settleVocabulary(resolved, run, tokenizer.vocabSize);
   const { train: trainTokens, val } = prepareData(run.path, config, tokenizer, device, progress);
   using model = new TransformerLM(modelConfig(config), { device, seed: config.seed, batchSize: config.batchSize });
+  if (config.init !== undefined && listCheckpoints(run.checkpoints).length === 0) {
+    initialise(model, config.init, (message) => say(`${style.color("yellow", "warning")}: ${message}`));
+  }
 
   const tokensPerStep = config.batchSize * config.model.contextLength;
   say(
