@@ -3,10 +3,13 @@ import { afterAll, describe, expect, test } from "bun:test";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { elementCount, parameterGroups } from "@mantou/model";
 import fc from "fast-check";
+import { resolveModelConfig } from "../../packages/model/src/config.ts";
 import {
   autoBatchSize,
   choose,
+  chooseBatchSizes,
   type ConfigLayers,
   configJson,
   loadRunConfig,
@@ -43,7 +46,7 @@ function chooseMachine(run: ResolvedConfig): ResolvedConfig {
   if (config.device === "auto") choose(run, "device", "cpu", "no GPU");
   if (config.precision === "auto") choose(run, "precision", "fp32", "the CPU's");
   if (config.threads === "auto") choose(run, "threads", 2, "cores");
-  if (config.batchSize === "auto") choose(run, "batchSize", 4, "memory");
+  chooseBatchSizes(run, "cpu");
   if (config.model.vocabSize === "auto") choose(run, "model.vocabSize", 300, "the tokenizer's");
   return run;
 }
@@ -104,6 +107,29 @@ describe("presets", () => {
     // The automatic width comes to the handout's figure by itself.
     const auto = resolveConfig({ preset: "tinystories-17m", flags: { model: { dFf: "auto" } } });
     expect(settled(chooseMachine(auto)).model.dFf).toBe(1344);
+  });
+
+  test("the handout's OpenWebText model differs in its vocabulary alone", () => {
+    const { tokenizer: _, ...owt } = presets["owt-17m"];
+    const { tokenizer: __, ...stories } = presets["tinystories-17m"];
+    expect(owt).toEqual(stories);
+    expect(presets["owt-17m"].tokenizer?.vocabSize).toBe(32000);
+  });
+
+  test.each([
+    ["gpt2-124m", 124e6],
+    ["350m", 355e6],
+    ["1.5b", 1.56e9],
+  ])("%s has the parameters that its name says, a step in micro-batches that fit", (preset, parameters) => {
+    const run = resolveConfig({ preset });
+    chooseBatchSizes(run, "cuda");
+    const { model, batchSize, microBatchSize } = settled(chooseMachine(run));
+    const groups = parameterGroups(resolveModelConfig({ ...model, vocabSize: 50257 }));
+    const count = groups.flat().reduce((sum, { shape }) => sum + elementCount(shape), 0);
+    expect(Math.abs(count / parameters - 1)).toBeLessThan(0.03);
+    expect(batchSize % microBatchSize).toBe(0);
+    expect(microBatchSize).toBeLessThan(batchSize);
+    expect(batchSize * model.contextLength).toBe(preset === "1.5b" ? 2 ** 20 : 2 ** 19);
   });
 
   test("shakespeare is nanoGPT's schedule, on bytes only", () => {
@@ -215,6 +241,12 @@ describe("refusals name the value, its origin and the fix", () => {
       () => ({ flags: { model: { vocabSize: 300 }, tokenizer: { vocabSize: 400 } } }),
       ["--model.vocabSize = 300", "--tokenizer.vocabSize = 400"],
       "--model.vocabSize auto",
+    ],
+    [
+      "a batch that its parts do not divide",
+      () => ({ flags: { batchSize: 12, microBatchSize: 5 } }),
+      ["--batch-size = 12", "--micro-batch-size = 5"],
+      "--micro-batch-size 4 or 6",
     ],
     ["bf16 on the CPU", () => ({ flags: { precision: "bf16", device: "cpu" } }), ["--precision", "--device"], "fp32"],
   ];

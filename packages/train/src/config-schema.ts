@@ -128,13 +128,26 @@ export const trainConfigSchema = z.strictObject({
     group: "Training",
     description: "sequences a step; auto: about 2,048 tokens a step on a CPU, 16,384 on a GPU",
   }),
+  microBatchSize: z.union([count(), auto]).default("auto").meta({
+    group: "Training",
+    description:
+      "sequences computed at once, a divisor of batchSize: the gradients of several add up to a step; auto: as many as fit",
+  }),
   lr: positive()
     .default(1e-3)
     .meta({ group: "Training", description: "highest learning rate, reached after the warmup" }),
   minLr: z
     .union([z.number().min(0), auto])
     .default("auto")
-    .meta({ group: "Training", description: "learning rate at the end of the cosine; auto: lr / 10" }),
+    .meta({ group: "Training", description: "learning rate at the end of the decay; auto: lr / 10" }),
+  schedule: z.enum(["cosine", "linear", "wsd", "constant"]).default("cosine").meta({
+    group: "Training",
+    description: "how the learning rate goes on after the warmup; wsd: stays, and falls in the last decaySteps",
+  }),
+  decaySteps: z
+    .union([countOrZero(), auto])
+    .default("auto")
+    .meta({ group: "Training", description: "steps of the decay of wsd, at the end; auto: 20 % of the steps" }),
   warmupSteps: z
     .union([countOrZero(), auto])
     .default("auto")
@@ -154,6 +167,15 @@ export const trainConfigSchema = z.strictObject({
     .min(0)
     .default(1)
     .meta({ group: "Training", description: "longest the gradient may be (L2 norm); 0: no clipping" }),
+  onDivergence: z.enum(["stop", "skip"]).default("stop").meta({
+    group: "Training",
+    description:
+      "a loss or gradient that is no number, or a spike: stop, or go back to a checkpoint and skip the batch",
+  }),
+  lossSpike: z.number().min(0).default(0).meta({
+    group: "Training",
+    description: "nats above the mean of the last 50 losses that count as diverged; 0: any",
+  }),
 
   evalInterval: countOrZero()
     .default(200)

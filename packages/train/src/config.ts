@@ -185,6 +185,9 @@ function chooseFromConfig(resolved: ResolvedConfig): void {
   if (config.warmupSteps === "auto") {
     choose(resolved, "warmupSteps", Math.floor(config.steps * 0.05), `5 % of ${config.steps} steps`);
   }
+  if (config.decaySteps === "auto") {
+    choose(resolved, "decaySteps", Math.ceil(config.steps * 0.2), `20 % of ${config.steps} steps`);
+  }
   if (model.numKeyValueHeads === "auto") choose(resolved, "model.numKeyValueHeads", model.numHeads, "as numHeads");
   if (model.dFf === "auto") {
     // SwiGLU has three matrices where the plain layer has two; 8/3 (Shazeer 2020) keeps the parameters equal, and a
@@ -207,6 +210,42 @@ export function autoBatchSize(device: "cpu" | "cuda", contextLength: number): { 
     value: Math.max(1, Math.round(tokens / contextLength)),
     reason: `about ${tokens} tokens a step on ${where}`,
   };
+}
+
+/**
+ * How many sequences are computed at once when `microBatchSize` is `"auto"`: the largest divisor of the batch whose
+ * activations, at about 20 dModel + 4 dFf numbers a layer and token, stay within a budget of memory.
+ */
+export function autoMicroBatchSize(
+  device: "cpu" | "cuda",
+  batchSize: number,
+  model: { contextLength: number; dModel: number; dFf: number; numLayers: number },
+): { value: number; reason: string } {
+  const budget = device === "cpu" ? 2e9 : 24e9;
+  const bytes = 4 * model.contextLength * model.numLayers * (20 * model.dModel + 4 * model.dFf);
+  let value = Math.min(batchSize, Math.max(1, Math.floor(budget / bytes)));
+  while (batchSize % value !== 0) value--;
+  const size = `about ${((bytes * value) / 1e9).toPrecision(2)} GB of activations`;
+  return { value, reason: value === batchSize ? `all of the batch: ${size}` : `${size}, within ${budget / 1e9} GB` };
+}
+
+/** Chooses the sizes of the batch and of its parts for a device. */
+export function chooseBatchSizes(resolved: ResolvedConfig, device: "cpu" | "cuda"): void {
+  const { batchSize, microBatchSize } = resolved.config;
+  const { model } = withChoices(resolved.config, resolved.choices);
+  if (batchSize === "auto") {
+    const { value, reason } = autoBatchSize(device, model.contextLength);
+    const unit = microBatchSize === "auto" ? 1 : microBatchSize;
+    choose(resolved, "batchSize", Math.ceil(value / unit) * unit, reason);
+  }
+  if (microBatchSize === "auto") {
+    const { value, reason } = autoMicroBatchSize(
+      device,
+      withChoices(resolved.config, resolved.choices).batchSize,
+      model,
+    );
+    choose(resolved, "microBatchSize", value, reason);
+  }
 }
 
 /** Refuses values that are fine one by one and wrong together. */
@@ -285,6 +324,15 @@ function checkConfig(resolved: ResolvedConfig): void {
       `use ${set("warmupSteps", "auto")} (5 % of the steps) or a value below ${config.steps}`,
     );
   }
+  const { batchSize, microBatchSize } = config;
+  if (typeof batchSize === "number" && typeof microBatchSize === "number" && batchSize % microBatchSize !== 0) {
+    const divisors = Array.from({ length: batchSize }, (_, i) => i + 1).filter((i) => batchSize % i === 0);
+    const near = divisors.sort((a, b) => Math.abs(a - microBatchSize) - Math.abs(b - microBatchSize)).slice(0, 2);
+    refuse(
+      `${show("batchSize", batchSize)} is not a multiple of ${show("microBatchSize", microBatchSize)}`,
+      `use ${flagOf("microBatchSize")} ${joinOr(near.map(String))}`,
+    );
+  }
   if (config.device === "cpu" && config.precision === "bf16") {
     refuse(
       `${show("precision", "bf16")} does not go with ${show("device", "cpu")}: the CPU computes in float32`,
@@ -302,7 +350,7 @@ function withChoices(config: TrainConfig, choices: Choice[]): SettledConfig {
 
 /**
  * The config to train with. Everything automatic must have been chosen (`choose`) before: `device`, `precision`,
- * `threads`, `batchSize` and `model.vocabSize` are the trainer's to choose, since they need the machine and the data.
+ * `threads`, the batch sizes and `model.vocabSize` are the trainer's to choose, since they need the machine and the data.
  */
 export function settled(resolved: Pick<ResolvedConfig, "config" | "choices">): SettledConfig {
   const config = withChoices(resolved.config, resolved.choices);

@@ -290,10 +290,19 @@ export class BatchReader {
 
   /** Batch `step` of the random order under `seed`: samples step · batchSize …, every start equally likely. */
   random(seed: number, step: number): Batch {
+    return this.read(this.#randomStarts(seed, step));
+  }
+
+  /** The places of `count` batches of the random order, for a message: the first few of them. */
+  describe(seed: number, step: number, count = 1): string {
+    const starts = Array.from({ length: count }, (_, i) => [...this.#randomStarts(seed, step + i)]).flat();
+    const shown = starts.slice(0, 4).join(", ");
+    return `the ${this.contextLength + 1} tokens from each of ${shown}${starts.length > 4 ? " …" : ""}`;
+  }
+
+  #randomStarts(seed: number, step: number): Float64Array {
     const first = step * this.batchSize;
-    return this.read(
-      Float64Array.from({ length: this.batchSize }, (_, i) => Math.floor(uniform(seed, first + i) * this.starts)),
-    );
+    return Float64Array.from({ length: this.batchSize }, (_, i) => Math.floor(uniform(seed, first + i) * this.starts));
   }
 
   /** At most `batches` batches that cover the data evenly and without overlap, the same every time. */

@@ -71,4 +71,56 @@ export const presets: Record<string, PartialConfig> = {
     sampleTokens: 256,
     checkpointInterval: 1000,
   },
+
+  /** The same model for the handout's OpenWebText experiment (§7.4): 32k ids, as many steps. Meant for a GPU. */
+  "owt-17m": {
+    tokenizer: { vocabSize: 32000 },
+    model: { contextLength: 256, dModel: 512, numLayers: 4, numHeads: 16, dFf: 1344, ropeTheta: 10000 },
+    batchSize: 64,
+    steps: 20000,
+    lr: 1e-3,
+    evalInterval: 500,
+    sampleInterval: 1000,
+    sampleTokens: 256,
+    checkpointInterval: 1000,
+  },
+
+  /**
+   * The sizes of GPT-2 (Radford et al. 2019) with this model's RMSNorm, RoPE and SwiGLU, and the schedule that llm.c
+   * reproduces it with: 2^19 tokens a step, 10 billion in all for the smallest. Learning rates are those of GPT-3 (Brown
+   * et al. 2020, table 2.1) at about these sizes. All are meant for a GPU and for `--data` of their own.
+   */
+  "gpt2-124m": {
+    tokenizer: { vocabSize: 50257 },
+    model: { contextLength: 1024, dModel: 768, numLayers: 12, numHeads: 12, dFf: 2048, tieEmbeddings: true },
+    batchSize: 512,
+    steps: 19073,
+    lr: 6e-4,
+    evalInterval: 250,
+    sampleInterval: 1000,
+    sampleTokens: 256,
+    checkpointInterval: 1000,
+  },
+  "350m": {
+    tokenizer: { vocabSize: 50257 },
+    model: { contextLength: 1024, dModel: 1024, numLayers: 24, numHeads: 16, dFf: 2752, tieEmbeddings: true },
+    batchSize: 512,
+    steps: 60000,
+    lr: 3e-4,
+    evalInterval: 500,
+    sampleInterval: 2000,
+    sampleTokens: 256,
+    checkpointInterval: 1000,
+  },
+  "1.5b": {
+    tokenizer: { vocabSize: 50257 },
+    model: { contextLength: 1024, dModel: 1600, numLayers: 48, numHeads: 25, dFf: 4288, tieEmbeddings: true },
+    batchSize: 1024,
+    steps: 32000,
+    lr: 2e-4,
+    evalInterval: 500,
+    sampleInterval: 2000,
+    sampleTokens: 256,
+    checkpointInterval: 1000,
+  },
 };

@@ -6,6 +6,7 @@
  *   checkpoints/     step-00000500.safetensors …
  *   metrics.jsonl    one line a step
  *   samples.txt      texts sampled on the way
+ *   skipped.json     the steps that were passed over after the run diverged, if there are any
  */
 import { existsSync, mkdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
@@ -24,6 +25,7 @@ export class RunDirectory {
   readonly metrics: string;
   readonly samples: string;
   readonly config: string;
+  readonly skipped: string;
   readonly tokenizer: string;
 
   constructor(readonly path: string) {
@@ -32,6 +34,7 @@ export class RunDirectory {
     this.metrics = join(path, "metrics.jsonl");
     this.samples = join(path, "samples.txt");
     this.config = join(path, "config.json");
+    this.skipped = join(path, "skipped.json");
     this.tokenizer = join(path, "tokenizer.json");
   }
 
@@ -141,7 +144,7 @@ export function loadRun(path: string, device: Device, warn: (message: string) =>
   }
   const config = loadRunConfig(run.config);
   const tokenizer = loadTokenizer(run.tokenizer);
-  const model = new TransformerLM(modelConfig(config), { device, batchSize: config.batchSize });
+  const model = new TransformerLM(modelConfig(config), { device, batchSize: config.microBatchSize });
   try {
     const step = loadNewest(run.checkpoints, (file) => loadWeights(file, model), warn);
     if (step === undefined) {

@@ -10,12 +10,13 @@ import type { Tokenizer } from "@mantou/tokenizer";
 import { checkpointName, loadCheckpoint, loadNewest, pruneCheckpoints, saveCheckpoint } from "./checkpoint.ts";
 import type { SettledConfig } from "./config.ts";
 import { BatchReader, type TokenSource, checkLength } from "./dataset.ts";
+import { Skips, firstNonFinite, spikeAbove } from "./divergence.ts";
 import { UserError } from "./errors.ts";
 import { encodePrompt } from "./prompt.ts";
 import { MetricsWriter, type StepMetrics, truncateMetrics } from "./metrics.ts";
 import type { RunDirectory } from "./run.ts";
 import { appendSample, truncateSamples } from "./samples.ts";
-import { cosineLearningRate } from "./schedule.ts";
+import { learningRate } from "./schedule.ts";
 
 export interface TrainerOptions {
   run: RunDirectory;
@@ -33,6 +34,8 @@ export interface TrainerEvents {
   onValidation?(step: number, loss: number): void;
   onSample?(step: number, text: string): void;
   onCheckpoint?(path: string): void;
+  /** The run diverged and goes on from `step`. */
+  onRollback?(step: number): void;
   onWarning?(message: string): void;
 }
 
@@ -86,7 +89,7 @@ export function sampleTokens(
 
 /**
  * Trains until `config.steps` are done or `signal` is aborted, saving a checkpoint in both cases.
- * @throws UserError when the loss is no longer a number; the last checkpoint stays as it was
+ * @throws UserError when the run diverged and may not or cannot go back; the last checkpoint stays as it was
  */
 export async function train(
   options: TrainerOptions,
@@ -94,30 +97,33 @@ export async function train(
   signal?: AbortSignal,
 ): Promise<Outcome> {
   const { run, config, model, tokenizer } = options;
-  const { steps, batchSize, clipNorm } = config;
+  const { steps, batchSize, microBatchSize, clipNorm } = config;
   const { contextLength } = config.model;
   checkLength("the training data", options.train.count, contextLength);
   checkLength("the validation data", options.val.count, contextLength);
-  const batches = new BatchReader(options.train, batchSize, contextLength);
-  const validation = new BatchReader(options.val, batchSize, contextLength);
-  const schedule = {
-    maxLearningRate: config.lr,
-    minLearningRate: config.minLr,
-    warmupIters: config.warmupSteps,
-    cosineCycleIters: steps,
-  };
+  const batches = new BatchReader(options.train, microBatchSize, contextLength);
+  const validation = new BatchReader(options.val, microBatchSize, contextLength);
+  const accumulation = batchSize / microBatchSize;
   const batchSeed = deriveSeed(config.seed, "batches");
   const due = (interval: number, step: number) => step === steps || (interval > 0 && step % interval === 0);
 
   using optimizer = createOptimizer(model, config);
   mkdirSync(run.checkpoints, { recursive: true });
-  const load = (path: string) => loadCheckpoint(path, { model, optimizer });
-  const first = loadNewest(run.checkpoints, load, (message) => events.onWarning?.(message)) ?? 0;
-  const history = truncateMetrics(run.metrics, first);
-  truncateSamples(run.samples, first);
-  if (first > 0) events.onResume?.(first);
+  const skips = new Skips(run.skipped);
+  let history: StepMetrics[] = [];
+  let saved = 0;
+  /** Puts back the newest checkpoint, and what was written after it away. */
+  const restore = () => {
+    const load = (path: string) => loadCheckpoint(path, { model, optimizer });
+    const step = loadNewest(run.checkpoints, load, (message) => events.onWarning?.(message));
+    saved = step ?? 0;
+    history = truncateMetrics(run.metrics, saved);
+    truncateSamples(run.samples, saved);
+    return step;
+  };
+  const begun = restore();
+  if (begun !== undefined && begun > 0) events.onResume?.(begun);
   const metricsFile = new MetricsWriter(run.metrics);
-  let saved = first;
   const checkpoint = (step: number) => {
     metricsFile.flush();
     const path = join(run.checkpoints, checkpointName(step));
@@ -126,40 +132,56 @@ export async function train(
     pruneCheckpoints(run.checkpoints, config.keepCheckpoints, step);
     events.onCheckpoint?.(path);
   };
+  // There must be something to go back to.
+  if (begun === undefined && config.onDivergence === "skip") checkpoint(0);
 
-  let time = history.at(-1)?.time ?? 0;
-  let step = first;
+  let step = saved;
   while (step < steps && !signal?.aborted) {
-    const started = performance.now();
-    const { inputs, targets } = batches.random(batchSeed, step);
-    optimizer.zeroGrad();
-    const loss = model.lossAndGradients(inputs, targets, { length: contextLength });
-    const lr = cosineLearningRate(step + 1, schedule);
-    const gradNorm = Number.isFinite(loss) ? optimizer.clipAndStep(lr, clipNorm) : Number.NaN;
-    step++;
-    if (!Number.isFinite(loss) || !Number.isFinite(gradNorm)) {
-      metricsFile.flush();
-      throw diverged(step, loss, lr, saved, run);
+    if (skips.has(step + 1)) {
+      step++;
+      continue;
     }
+    const started = performance.now();
+    optimizer.zeroGrad();
+    let loss = 0;
+    for (let part = step * accumulation; part < (step + 1) * accumulation && Number.isFinite(loss); part++) {
+      const { inputs, targets } = batches.random(batchSeed, part);
+      const gradientScale = 1 / accumulation;
+      loss += model.lossAndGradients(inputs, targets, { length: contextLength, gradientScale }) / accumulation;
+    }
+    const lr = learningRate(step + 1, config);
+    const spike = spikeAbove(loss, history, config.lossSpike);
+    const isSound = Number.isFinite(loss) && spike === undefined;
+    const gradNorm = isSound ? optimizer.clipAndStep(lr, clipNorm) : Number.NaN;
+    step++;
+    let problem = isSound && Number.isFinite(gradNorm) ? undefined : describe(loss, spike, model);
     const seconds = (performance.now() - started) / 1000;
-    time += seconds;
-    const tokens = step * batchSize * contextLength;
     const metrics: StepMetrics = {
       step,
-      time: Number(time.toFixed(4)),
-      tokens,
+      time: Number(((history.at(-1)?.time ?? 0) + seconds).toFixed(4)),
+      tokens: step * batchSize * contextLength,
       loss,
       lr,
       gradNorm,
       tokensPerSecond: Math.round((batchSize * contextLength) / seconds),
     };
-    if (due(config.evalInterval, step)) {
-      metrics.valLoss = evaluate(model, validation, config.evalBatches);
-      if (!Number.isFinite(metrics.valLoss)) {
-        metricsFile.flush();
-        throw diverged(step, metrics.valLoss, lr, saved, run);
-      }
-      events.onValidation?.(step, metrics.valLoss);
+    if (problem === undefined && due(config.evalInterval, step)) {
+      metrics.valLoss = evaluate(model, validation, config.evalBatches * accumulation);
+      if (Number.isFinite(metrics.valLoss)) events.onValidation?.(step, metrics.valLoss);
+      else problem = describe(metrics.valLoss, undefined, model);
+    }
+    if (problem !== undefined) {
+      metricsFile.flush();
+      const where = `its batch: ${batches.describe(batchSeed, (step - 1) * accumulation, accumulation)}`;
+      const error = diverged(`step ${step} diverged: ${problem}; ${where}`, lr, saved, run);
+      const skipped = config.onDivergence === "skip" ? skips.add(step, saved) : undefined;
+      if (skipped === undefined) throw error;
+      const { first, last } = skipped;
+      const which = first === last ? `step ${last}` : `steps ${first} to ${last}`;
+      step = restore() ?? 0;
+      events.onRollback?.(step);
+      events.onWarning?.(`${error.message}; going back to it and skipping the batch of ${which}`);
+      continue;
     }
     metricsFile.write(metrics);
     history.push(metrics);
@@ -179,15 +201,19 @@ export async function train(
   return { step, stopped: step < steps, history };
 }
 
-function diverged(step: number, loss: number, lr: number, saved: number, run: RunDirectory): UserError {
+/** What is wrong, and with which parameter first. */
+function describe(loss: number, spike: number | undefined, model: TransformerLM): string {
+  if (spike !== undefined) return `the loss is ${loss.toFixed(3)}, the mean of the steps before it ${spike.toFixed(3)}`;
   const what = Number.isFinite(loss) ? "the gradient is" : `the loss is ${loss},`;
+  const first = firstNonFinite(model);
+  return `${what} not a finite number${first === undefined ? "" : `, first in the ${first}`}`;
+}
+
+function diverged(problem: string, lr: number, saved: number, run: RunDirectory): UserError {
   const kept =
     saved > 0 ? `the checkpoint after step ${saved} is kept in ${run.checkpoints}` : "no checkpoint was due yet";
-  return new UserError(
-    `step ${step} diverged: ${what} not a finite number (learning rate ${lr.toPrecision(3)}); ${kept}`,
-    {
-      fix: "train with a smaller --lr, a longer --warmup-steps or a smaller --clip-norm",
-      exitCode: 1,
-    },
-  );
+  return new UserError(`${problem} (learning rate ${lr.toPrecision(3)}); ${kept}`, {
+    fix: "train with a smaller --lr, a longer --warmup-steps or a smaller --clip-norm, or pass --on-divergence skip",
+    exitCode: 1,
+  });
 }

@@ -46,7 +46,7 @@ await runCommand(async (argv) => {
     if (!/\.(bin|npy)$/.test(file)) file = encodeText(file, join(scratch, "text.bin"), tokenizer);
     using source = new TokenFile(device, file, about);
     const contextLength = Math.min(config.model.contextLength, Math.max(1, source.count - 1));
-    const reader = new BatchReader(source, config.batchSize, contextLength);
+    const reader = new BatchReader(source, config.microBatchSize, contextLength);
     const windows = Math.floor((source.count - 1) / contextLength);
     const bar = new ProgressBar({ total: windows * contextLength, label: "evaluating" });
     // A special token stands for no bytes of text.

@@ -7,7 +7,7 @@ import { availableParallelism } from "node:os";
 import { join } from "node:path";
 import { type Device, TransformerLM, openDevice } from "@mantou/model";
 import { z } from "zod";
-import { type ResolvedConfig, autoBatchSize, choose, readRunConfig, resolveConfig, settled } from "../config.ts";
+import { type ResolvedConfig, choose, chooseBatchSizes, readRunConfig, resolveConfig, settled } from "../config.ts";
 import { type SettledConfig, trainConfigSchema } from "../config.ts";
 import { listCheckpoints } from "../checkpoint.ts";
 import { UserError } from "../errors.ts";
@@ -81,7 +81,7 @@ await runCommand(async (argv) => {
   const tokenizer = prepareTokenizer(run.path, settled(resolved), progress);
   const config = settleVocabulary(resolved, run, tokenizer.vocabSize);
   const { train: trainTokens, val } = prepareData(run.path, config, tokenizer, device, progress);
-  using model = new TransformerLM(modelConfig(config), { device, seed: config.seed, batchSize: config.batchSize });
+  using model = new TransformerLM(modelConfig(config), { device, seed: config.seed, batchSize: config.microBatchSize });
   if (config.init !== undefined && listCheckpoints(run.checkpoints).length === 0) {
     initialise(model, config.init, (message) => say(`${style.color("yellow", "warning")}: ${message}`));
   }
@@ -117,6 +117,10 @@ await runCommand(async (argv) => {
       onSample(step, text) {
         bar.print(`${style.dim(`── sample after step ${step}`)}\n${text.trim()}\n`);
       },
+      onRollback(step) {
+        bar.finish();
+        bar = new ProgressBar({ total: config.steps, start: step });
+      },
       onWarning(message) {
         bar.print(`${style.color("yellow", "warning")}: ${message}`);
       },
@@ -149,10 +153,7 @@ function start(
   const device = openDevice(config.device, { threads: settledThreads(resolved), log: say });
   if (config.device === "auto") choose(resolved, "device", device.name, device.reason);
   if (config.precision === "auto") choose(resolved, "precision", "fp32", "what the CPU computes in");
-  if (config.batchSize === "auto") {
-    const { value, reason } = autoBatchSize(device.name, config.model.contextLength);
-    choose(resolved, "batchSize", value, reason);
-  }
+  chooseBatchSizes(resolved, device.name);
   const vocabulary = "at most; the tokenizer may find fewer merges";
   if (config.model.vocabSize === "auto") choose(resolved, "model.vocabSize", config.tokenizer.vocabSize, vocabulary);
   const style = styleFor(process.stdout);

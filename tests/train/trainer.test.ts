@@ -1,0 +1,142 @@
+/** The training loop from inside: gradient accumulation, runs that diverge. */
+import { describe, expect, test } from "bun:test";
+import { readFileSync } from "node:fs";
+import type { TransformerLM } from "@mantou/model";
+import { UserError } from "../../packages/train/src/errors.ts";
+import { readMetrics } from "../../packages/train/src/metrics.ts";
+import type { TrainerEvents } from "../../packages/train/src/trainer.ts";
+import type { TokenSource } from "../../packages/train/src/dataset.ts";
+import { patternTokens, smallConfig, trainSmall } from "./support/training.ts";
+
+async function refusal(act: () => Promise<unknown>): Promise<UserError> {
+  try {
+    await act();
+  } catch (error) {
+    if (error instanceof UserError) return error;
+    throw error;
+  }
+  throw new Error("nothing was refused");
+}
+
+describe("gradient accumulation", () => {
+  test("gives what the whole batch gives, to rounding", async () => {
+    const whole = await trainSmall();
+    for (const microBatchSize of [1, 2, 4]) {
+      const parts = await trainSmall({ config: smallConfig({ microBatchSize }) });
+      parts.history.forEach(({ loss, gradNorm, valLoss }, i) => {
+        const expected = whole.history[i];
+        expect(Math.abs(loss / expected.loss - 1)).toBeLessThan(1e-4);
+        expect(Math.abs(gradNorm / expected.gradNorm - 1)).toBeLessThan(1e-3);
+        if (valLoss !== undefined) expect(Math.abs(valLoss / expected.valLoss! - 1)).toBeLessThan(1e-4);
+      });
+    }
+    expect(whole.history.at(-1)!.loss).toBeLessThan(whole.history[0].loss - 0.5);
+  });
+
+  test("goes on after a stop to the last bit", async () => {
+    const config = smallConfig({ microBatchSize: 2 });
+    const reference = await trainSmall({ config });
+    const stopAt =
+      (at: number) =>
+      (_: unknown, stop: AbortController): TrainerEvents => ({
+        onStep: ({ step }) => {
+          if (step === at) stop.abort();
+        },
+      });
+    const { run, stopped } = await trainSmall({ config, events: stopAt(7) });
+    expect(stopped).toBe(true);
+    const resumed = await trainSmall({ config, directory: run });
+    expect(resumed.weights).toEqual(reference.weights);
+    expect(resumed.history.map(({ loss }) => loss)).toEqual(reference.history.map(({ loss }) => loss));
+  });
+});
+
+describe("divergence", () => {
+  /** Spoils a weight after step 12, the first time it is done. */
+  const spoil = (): ((model: TransformerLM) => TrainerEvents) => {
+    let done = false;
+    return (model) => ({
+      onStep({ step }) {
+        if (step !== 12 || done) return;
+        done = true;
+        const { value } = model.store.get("layers.1.ffn.w2.weight");
+        const data = value.toFloat32Array();
+        data[value.columns + 3] = Number.POSITIVE_INFINITY;
+        value.upload(data);
+      },
+    });
+  };
+
+  test("stops and names step, batch and parameter; the checkpoint before it is sound", async () => {
+    const config = smallConfig();
+    const error = await refusal(() => trainSmall({ config, events: spoil() }));
+    expect(error.message).toMatch(/^step 13 diverged: the loss is (NaN|Infinity), not a finite number/);
+    expect(error.message).toContain("first in the weight layers.1.ffn.w2.weight, row 1, column 3: Infinity (1 of ");
+    expect(error.message).toMatch(/its batch: the 9 tokens from each of \d+, \d+, \d+, \d+ …/);
+    expect(error.message).toContain("the checkpoint after step 10 is kept");
+    expect(error.fix).toContain("--on-divergence skip");
+  });
+
+  test("skip: goes back, passes over the batch, and does so again when resumed", async () => {
+    const config = smallConfig({ onDivergence: "skip" });
+    const warnings: string[] = [];
+    const rollbacks: number[] = [];
+    const watch = spoil();
+    const events = (model: TransformerLM): TrainerEvents => ({
+      ...watch(model),
+      onWarning: (message) => warnings.push(message),
+      onRollback: (step) => rollbacks.push(step),
+    });
+    const { run, history, weights } = await trainSmall({ config, events });
+    expect(rollbacks).toEqual([10]);
+    expect(warnings).toHaveLength(1);
+    expect(warnings[0]).toContain("going back to it and skipping the batch of step 13");
+    const steps = Array.from({ length: 20 }, (_, i) => i + 1).filter((step) => step !== 13);
+    expect(history.map(({ step }) => step)).toEqual(steps);
+    expect(readMetrics(run.metrics).map(({ step }) => step)).toEqual(steps);
+    expect(JSON.parse(readFileSync(run.skipped, "utf8"))).toEqual([{ checkpoint: 10, first: 13, last: 13 }]);
+    expect(weights.every(Number.isFinite)).toBe(true);
+
+    // A new run that is told to skip the same step from the start comes to the same bits.
+    const again = await trainSmall({ config });
+    await Bun.write(again.run.skipped, readFileSync(run.skipped));
+    for (const path of [again.run.checkpoints, again.run.metrics]) await Bun.$`rm -r ${path}`.quiet();
+    expect((await trainSmall({ config, directory: again.run })).weights).toEqual(weights);
+  });
+
+  /** Data in which a batch, whenever it is read, is noise. */
+  function noisyAt(call: number): TokenSource {
+    const tokens = patternTokens(4000);
+    let calls = 0;
+    return {
+      count: tokens.count,
+      gather(starts, length, target) {
+        tokens.gather(starts, length, target);
+        if (++calls === call) for (let i = 0; i < target.length; i++) target[i] = (i * 89) % 257;
+      },
+    };
+  }
+
+  test("a spike beyond the threshold counts, a smaller one does not", async () => {
+    const error = await refusal(() => trainSmall({ config: smallConfig({ lossSpike: 0.5 }), data: noisyAt(15) }));
+    expect(error.message).toMatch(/^step 15 diverged: the loss is \d+\.\d+, the mean of the steps before it \d+\.\d+;/);
+    const calm = await trainSmall({ config: smallConfig({ lossSpike: 50 }), data: noisyAt(15) });
+    expect(calm.history).toHaveLength(20);
+    const skipping = smallConfig({ lossSpike: 0.5, onDivergence: "skip" });
+    const skipped = await trainSmall({ config: skipping, data: noisyAt(15) });
+    expect(skipped.history.map(({ step }) => step)).not.toContain(15);
+    expect(skipped.step).toBe(20);
+  });
+
+  test("a run that diverges whatever is skipped gives up", async () => {
+    const events = (model: TransformerLM): TrainerEvents => ({
+      onStep({ step }) {
+        if (step >= 2) model.store.get("ln_final.weight").value.upload(new Float32Array(16).fill(Number.NaN));
+      },
+    });
+    const error = await refusal(() =>
+      trainSmall({ config: smallConfig({ onDivergence: "skip", checkpointInterval: 0 }), events }),
+    );
+    expect(error.message).toContain("first in the weight ln_final.weight, element 0: NaN (16 of 16");
+  });
+});
