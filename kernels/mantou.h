@@ -16,6 +16,8 @@
  * - `dtype` is the type of activations and weights (MANTOU_FLOAT32 or MANTOU_BFLOAT16); statistics, losses, gradients
  *   of parameters and optimizer state are always float32.
  * - Gradients of parameters are added to (+=), gradients of activations are written (=), unless said otherwise.
+ * - In bfloat16 the arithmetic is float32 all the same: operations convert what they read, and round (to nearest even)
+ *   what they write. Sums are rounded once, after the last term. The operands of tensor-core products may be rounded.
  * - Results do not depend on timing: the same call on the same input gives the same bits.
  * - Aliasing: an output may be one of the inputs only where the comment says so.
  */
@@ -172,8 +174,8 @@ MANTOU_API int32_t mantou_embedding_backward(mantou_context* context, int32_t dt
 
 /* ---- RMSNorm, with the residual addition in front of it --------------------------------------------------------- */
 
-/* x = input + residual (residual may be null: x = input); sum = x if sum is not null (sum may be input or residual);
- * rstd[row] = 1 / sqrt(mean(x^2) + eps); output = x * rstd * gain. All [rows, dim], gain [dim]. */
+/* x = input + residual (residual may be null: x = input), rounded to dtype; sum = x if sum is not null (sum may be input
+ * or residual); rstd[row] = 1 / sqrt(mean(x^2) + eps); output = x * rstd * gain. All [rows, dim], gain [dim]. */
 MANTOU_API int32_t mantou_rmsnorm_forward(mantou_context* context, int32_t dtype, int64_t rows, int64_t dim, float eps,
                                           const void* input, const void* residual, const void* gain, void* sum,
                                           void* output, float* rstd);
@@ -261,7 +263,8 @@ MANTOU_API int32_t mantou_gradient_norm(mantou_context* context, int64_t count, 
  *   w -= lr * decay * w;  m, v: moving averages of g and g^2;  w -= lr * (m / c1) / (sqrt(v / c2) + eps)
  * with g = gradient * *gradient_factor (1 where null). scalars: float32 [3] = lr, c1 = 1 - beta1^t, c2 = 1 - beta2^t.
  * Element i belongs to the first range r with i < range_ends[r] (int64 [ranges], ascending, last = count) and decays
- * by range_decays[r] (float32 [ranges]). master: float32 copy of the weights where dtype is not float32, else null. */
+ * by range_decays[r] (float32 [ranges]). master: where dtype is not float32 the weights in float32, which are updated and
+ * rounded into `weights`; else null. */
 MANTOU_API int32_t mantou_adamw(mantou_context* context, int32_t dtype, int64_t count, void* weights, float* master,
                                 const float* gradients, float* first_moments, float* second_moments,
                                 const float* scalars, const float* gradient_factor, float beta1, float beta2, float eps,

@@ -59,9 +59,10 @@ struct Step {
   float eps, factor;
 };
 
-// `keep` is what the weight decay leaves of a weight: 1 - lr * decay.
-static void update(int64_t count, float* __restrict w, const float* __restrict gradients, float* __restrict m,
-                   float* __restrict v, const Step step, float keep) {
+// `keep` is what the weight decay leaves of a weight: 1 - lr * decay. `rounded`, if not null, receives the new weights.
+template <bool round>
+static void update(int64_t count, float* __restrict w, bfloat16* __restrict rounded, const float* __restrict gradients,
+                   float* __restrict m, float* __restrict v, const Step step, float keep) {
   for (int64_t i = 0; i < count; i++) {
     const float g = gradients[i] * step.factor;
     const float first = step.beta1 * m[i] + step.complement1 * g;
@@ -69,6 +70,7 @@ static void update(int64_t count, float* __restrict w, const float* __restrict g
     m[i] = first;
     v[i] = second;
     w[i] = w[i] * keep - step.rate * first / (std::sqrt(second) * step.second_scale + step.eps);
+    if (round) rounded[i] = to_bfloat16(w[i]);
   }
 }
 
@@ -81,7 +83,9 @@ int32_t mantou_adamw(mantou_context* context, int32_t dtype, int64_t count, void
   CHECK_NOT_NEGATIVE(count);
   if (count == 0) return MANTOU_OK;
   CHECK_NOT_NULL(weights);
-  CHECK(master == nullptr, "%s: master must be null where the weights are float32", __func__);
+  CHECK((master == nullptr) == (dtype == MANTOU_FLOAT32),
+        "%s: master must be %s where the weights are %s", __func__, dtype == MANTOU_FLOAT32 ? "null" : "given",
+        dtype == MANTOU_FLOAT32 ? "float32" : "bfloat16");
   CHECK_NOT_NULL(gradients);
   CHECK_NOT_NULL(first_moments);
   CHECK_NOT_NULL(second_moments);
@@ -101,14 +105,18 @@ int32_t mantou_adamw(mantou_context* context, int32_t dtype, int64_t count, void
   const float factor = gradient_factor ? *gradient_factor : 1.0f;
   const Step step = {beta1,           complement(beta1),            beta2, complement(beta2),
                      lr / scalars[1], 1.0f / std::sqrt(scalars[2]), eps,   factor};
-  float* w = static_cast<float*>(weights);
+  float* w = master ? master : static_cast<float*>(weights);
+  bfloat16* rounded = master ? static_cast<bfloat16*>(weights) : nullptr;
   parallel_elements(context, count, [=](int64_t begin, int64_t end) {
     int32_t range = 0;
     while (range_ends[range] <= begin) range++;
     for (int64_t i = begin; i < end; range++) {
       const int64_t until = range_ends[range] < end ? range_ends[range] : end;
-      update(until - i, w + i, gradients + i, first_moments + i, second_moments + i, step,
-             1.0f - lr * range_decays[range]);
+      const float keep = 1.0f - lr * range_decays[range];
+      if (rounded)
+        update<true>(until - i, w + i, rounded + i, gradients + i, first_moments + i, second_moments + i, step, keep);
+      else
+        update<false>(until - i, w + i, nullptr, gradients + i, first_moments + i, second_moments + i, step, keep);
       i = until;
     }
   });

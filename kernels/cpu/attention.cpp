@@ -20,18 +20,19 @@ namespace mantou {
 namespace {
 
 // `queries` rows per sequence, of which row t sees the keys 0 .. start + t; the keys and values of a sequence lie in its
-// slot.
+// slot. T is the type of q, k, v and output.
+template <typename T>
 struct Attention {
   int64_t batch, queries, heads, kv_heads, dim;
   const int32_t *starts, *slots;  // [batch], or null: all start at 0, sequence b in slot b
   float scale;
-  const float* q;
+  const T* q;
   int64_t q_stride;
-  const float *k, *v;
+  const T *k, *v;
   int64_t kv_stride, kv_rows;  // kv_rows: rows from one slot to the next
   const float *q_rope, *k_rope;
   const int32_t* positions;  // [batch, queries] or null
-  float* output;
+  T* output;
   float* lse;  // may be null
 
   int64_t start(int64_t sequence) const { return starts ? starts[sequence] : 0; }
@@ -53,9 +54,10 @@ constexpr IntVector lane_numbers(std::integer_sequence<int, I...>) {
 constexpr IntVector LANE = lane_numbers(std::make_integer_sequence<int, LANES>());
 
 // One thread's scratch.
+template <typename T>
 class Worker {
  public:
-  Worker(const Attention& problem, float* scratch) : p(problem), width(round_up(problem.dim, LANES)) {
+  Worker(const Attention<T>& problem, float* scratch) : p(problem), width(round_up(problem.dim, LANES)) {
     scores = scratch;
     rows = scores + BLOCK * BLOCK;
     queries = rows + BLOCK * width;
@@ -82,7 +84,7 @@ class Worker {
       add_block(count, smaller(BLOCK, keys - key), start - key, tile, tile + BLOCK * width, key > 0);
     }
 
-    float* to = p.output + (row * p.heads + head) * p.dim;
+    T* to = p.output + (row * p.heads + head) * p.dim;
     for (int64_t i = 0; i < count; i++, to += p.heads * p.dim) {
       const float factor = 1 / totals[i];
       const float* sum = sums + i * width;
@@ -174,7 +176,7 @@ class Worker {
     return false;
   }
 
-  const Attention& p;
+  const Attention<T>& p;
   const int64_t width;
   float *scores, *rows, *queries, *sums, *slots;
   int64_t slot_count;
@@ -183,7 +185,8 @@ class Worker {
   int64_t loaded_sequence = -1, loaded_head = -1, loaded = 0;
 };
 
-void attend(const mantou_context* context, const Attention& p) {
+template <typename T>
+void attend(const mantou_context* context, const Attention<T>& p) {
   const int64_t blocks = (p.queries + BLOCK - 1) / BLOCK;
   // Block i costs as many blocks of keys as it sees, here reckoned as if all sequences started where the last one does;
   // begin_of(i) of a head's cost lies before it.
@@ -192,7 +195,7 @@ void attend(const mantou_context* context, const Attention& p) {
   const int64_t head_cost = begin_of(blocks);
   const int64_t grain = larger(1, (int64_t{1} << 17) / (BLOCK * BLOCK * p.dim));
   parallel_for(context, p.batch * p.heads * head_cost, grain, [&](int64_t begin, int64_t end, int thread) {
-    Worker worker(p, context->thread_scratch<float>(thread));
+    Worker<T> worker(p, context->thread_scratch<float>(thread));
     for (int64_t item = begin / head_cost; item * head_cost < end; item++)
       for (int64_t block = 0; block < blocks; block++) {
         const int64_t at = item * head_cost + begin_of(block);
@@ -258,7 +261,7 @@ void attend_one(int64_t keys, int64_t dim, const float* q, const float* k, const
   for (int64_t c = 0; c < dim; c++) output[c] = sum[c] / total;
 }
 
-void attend_last(const mantou_context* context, const Attention& p) {
+void attend_last(const mantou_context* context, const Attention<float>& p) {
   const int64_t group = p.heads / p.kv_heads;
   const int64_t grain = larger(1, (int64_t{1} << 14) / ((p.largest_start() + 1) * p.dim * group));
   parallel_for(context, p.batch * p.kv_heads, grain, [&](int64_t begin, int64_t end, int) {
@@ -291,9 +294,12 @@ int32_t mantou_attention_forward(mantou_context* context, int32_t dtype, int64_t
   CHECK_STRIDES(q_stride, heads * head_dim, kv_stride, kv_heads * head_dim);
   if (batch == 0 || sequence_length == 0) return MANTOU_OK;
   CHECK(q && k && v && output && lse, "%s: q, k, v, output or lse is null", __func__);
-  attend(context, {batch, sequence_length, heads, kv_heads, head_dim, nullptr, nullptr, scale,
-                   static_cast<const float*>(q), q_stride, static_cast<const float*>(k), static_cast<const float*>(v),
-                   kv_stride, sequence_length, rope, rope, positions, static_cast<float*>(output), lse});
+  for_dtype(dtype, [=](auto element) {
+    using T = decltype(element);
+    attend<T>(context, {batch, sequence_length, heads, kv_heads, head_dim, nullptr, nullptr, scale,
+                        static_cast<const T*>(q), q_stride, static_cast<const T*>(k), static_cast<const T*>(v),
+                        kv_stride, sequence_length, rope, rope, positions, static_cast<T*>(output), lse});
+  });
   return MANTOU_OK;
 }
 
@@ -318,24 +324,28 @@ int32_t mantou_attention_cached(mantou_context* context, int32_t dtype, int64_t 
           static_cast<long long>(slots[b]), static_cast<long long>(slot_count));
   }
   const int64_t width = kv_heads * head_dim;
-  auto* const keys = static_cast<float*>(k_cache);
-  auto* const values = static_cast<float*>(v_cache);
-  const Attention problem = {batch, length, heads, kv_heads, head_dim, starts, slots, scale,
-                             static_cast<const float*>(q), q_stride, keys, values, width, capacity, rope, nullptr,
-                             nullptr, static_cast<float*>(output), nullptr};
-  for (int64_t row = 0; row < batch * length; row++) {
-    const int64_t sequence = row / length;
-    const int64_t position = starts[sequence] + row % length;
-    const int64_t cached = (problem.slot(sequence) * capacity + position) * width;
-    const float* key = static_cast<const float*>(k) + row * kv_stride;
-    for (int64_t c = 0; c < width; c += head_dim) {
-      if (rope) rotate_row(head_dim, rope + position * head_dim, false, key + c, keys + cached + c);
-      else std::memcpy(keys + cached + c, key + c, static_cast<size_t>(head_dim) * sizeof(float));
+  for_dtype(dtype, [=](auto element) {
+    using T = decltype(element);
+    auto* const keys = static_cast<T*>(k_cache);
+    auto* const values = static_cast<T*>(v_cache);
+    const Attention<T> problem = {batch, length, heads, kv_heads, head_dim, starts, slots, scale,
+                                  static_cast<const T*>(q), q_stride, keys, values, width, capacity, rope, nullptr,
+                                  nullptr, static_cast<T*>(output), nullptr};
+    for (int64_t row = 0; row < batch * length; row++) {
+      const int64_t sequence = row / length;
+      const int64_t position = starts[sequence] + row % length;
+      const int64_t cached = (problem.slot(sequence) * capacity + position) * width;
+      const T* key = static_cast<const T*>(k) + row * kv_stride;
+      for (int64_t c = 0; c < width; c += head_dim) {
+        if (rope) rotate_row(head_dim, rope + position * head_dim, false, key + c, keys + cached + c);
+        else std::memcpy(keys + cached + c, key + c, static_cast<size_t>(head_dim) * sizeof(T));
+      }
+      std::memcpy(values + cached, static_cast<const T*>(v) + row * kv_stride, static_cast<size_t>(width) * sizeof(T));
     }
-    std::memcpy(values + cached, static_cast<const float*>(v) + row * kv_stride,
-                static_cast<size_t>(width) * sizeof(float));
-  }
-  if (length == 1) attend_last(context, problem);
-  else attend(context, problem);
+    if constexpr (std::is_same_v<T, float>) {
+      if (length == 1) return attend_last(context, problem);
+    }
+    attend(context, problem);
+  });
   return MANTOU_OK;
 }

@@ -27,9 +27,10 @@ struct Rotation {
   Rotation from(int64_t rows) const { return {table, positions ? positions + rows : nullptr, first + rows}; }
 };
 
-// Loads `rows` rows of dim floats, rotated and times `factor`, into tile [rows rounded up to LANES, width], zeros in
+// Loads `rows` rows of dim elements, rotated and times `factor`, into tile [rows rounded up to LANES, width], zeros in
 // the padding.
-inline void load_tile(int64_t rows, int64_t dim, int64_t width, const float* from, int64_t stride, Rotation rotation,
+template <typename T>
+inline void load_tile(int64_t rows, int64_t dim, int64_t width, const T* from, int64_t stride, Rotation rotation,
                       float factor, float* tile) {
   for (int64_t r = 0; r < rows; r++, from += stride, tile += width) {
     if (dim < width) store(tile + width - LANES, Vector{});

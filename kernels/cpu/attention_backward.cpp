@@ -18,19 +18,25 @@
 namespace mantou {
 namespace {
 
+// T is the type of all but the statistics.
+template <typename T>
 struct Backward {
   int64_t batch, length, heads, kv_heads, dim;
   float scale;
-  const float* doutput;
-  const float* q;
+  const T* doutput;
+  const T* q;
   int64_t q_stride;
-  const float *k, *v;
+  const T *k, *v;
   int64_t kv_stride;
   const float* rope;
   const int32_t* positions;
-  const float *output, *lse;
-  float *dq, *dk, *dv;
+  const T* output;
+  const float* lse;
+  T *dq, *dk, *dv;
   float* delta;  // [batch, heads, length]
+  // Where dq grows: [batch * length, sum_stride]. dq itself, if that is float32.
+  float* dq_sum;
+  int64_t sum_stride;
 };
 
 // Q (rotated and scaled) and dO of a block of queries.
@@ -38,9 +44,10 @@ struct Queries {
   const float *transposed, *rows, *transposed_doutput, *doutput;
 };
 
+template <typename T>
 class Worker {
  public:
-  Worker(const Backward& problem, float* scratch) : p(problem), width(round_up(problem.dim, LANES)) {
+  Worker(const Backward<T>& problem, float* scratch) : p(problem), width(round_up(problem.dim, LANES)) {
     const int64_t size = BLOCK * width;
     weights = scratch;
     dscores = weights + BLOCK * BLOCK;
@@ -125,15 +132,19 @@ class Worker {
     }
 
     const int64_t row = sequence * p.length + query;
-    float* const dq = p.dq + row * p.q_stride + head * p.dim;
+    float* const dq = p.dq_sum + row * p.sum_stride + head * p.dim;
     for (int64_t r = 0; r < queries; r += MR) {
       const int64_t strip = smaller(MR, queries - r);
       multiply_tiles(strip, p.dim, diagonal ? smaller(count, r + strip) : count, transposed_dscores + r, BLOCK, keys,
-                     width, dq + r * p.q_stride, p.q_stride, key > 0);
+                     width, dq + r * p.sum_stride, p.sum_stride, key > 0);
     }
-    if (diagonal && p.rope)
-      for (int64_t r = 0; r < queries; r++)
-        rotate_row(p.dim, rotation(row).row(r, p.dim), true, dq + r * p.q_stride, dq + r * p.q_stride);
+    if (!diagonal) return;
+    T* const to = p.dq + row * p.q_stride + head * p.dim;
+    for (int64_t r = 0; r < queries; r++) {
+      const float* const sum = dq + r * p.sum_stride;
+      if (p.rope) rotate_row(p.dim, rotation(row).row(r, p.dim), true, sum, to + r * p.q_stride);
+      else if (std::is_same_v<T, bfloat16>) write(sum, to + r * p.q_stride, false);
+    }
   }
 
   // A row of scores becomes weights exp(score - lse), and dweights become dscores; both 0 from key `seen` on.
@@ -169,7 +180,7 @@ class Worker {
       float* const delta = p.delta + (sequence * p.heads + head) * p.length + query;
       for (int64_t r = 0; r < count; r++) {
         Vector sum{};
-        const float* const output = p.output + offset + r * p.heads * p.dim;
+        const T* const output = p.output + offset + r * p.heads * p.dim;
         for_vectors(p.dim, [&](int64_t c, auto part) {
           sum += load(slot + 3 * size + r * width + c) * load(output + c, part);
         });
@@ -179,13 +190,14 @@ class Worker {
     return result;
   }
 
-  void write(const float* from, float* to, bool accumulate) const {
+  void write(const float* from, T* to, bool accumulate) const {
     for_vectors(p.dim, [&](int64_t c, auto part) {
-      store(to + c, accumulate ? load(to + c, part) + load(from + c) : load(from + c), part);
+      const Vector value = load(from + c, part);
+      store(to + c, accumulate ? load(to + c, part) + value : value, part);
     });
   }
 
-  const Backward& p;
+  const Backward<T>& p;
   const int64_t width;
   float *weights, *dscores, *transposed_dscores, *rows, *keys, *transposed_keys, *transposed_values, *dkeys, *dvalues;
   float* slots;
@@ -197,8 +209,10 @@ class Worker {
 
 using namespace mantou;
 
-int64_t mantou_attention_backward_workspace(int64_t batch, int64_t sequence_length, int64_t heads, int64_t, int64_t) {
-  return batch * heads * sequence_length * static_cast<int64_t>(sizeof(float));
+// delta, and room for dq where that is bfloat16.
+int64_t mantou_attention_backward_workspace(int64_t batch, int64_t sequence_length, int64_t heads, int64_t,
+                                            int64_t head_dim) {
+  return batch * heads * sequence_length * (1 + head_dim) * static_cast<int64_t>(sizeof(float));
 }
 
 int32_t mantou_attention_backward(mantou_context* context, int32_t dtype, int64_t batch, int64_t sequence_length,
@@ -211,29 +225,41 @@ int32_t mantou_attention_backward(mantou_context* context, int32_t dtype, int64_
   if (batch == 0 || sequence_length == 0) return MANTOU_OK;
   CHECK(doutput && q && k && v && output && lse, "%s: doutput, q, k, v, output or lse is null", __func__);
   CHECK(dq && dk && dv && workspace, "%s: dq, dk, dv or workspace is null", __func__);
-  const Backward problem = {batch,
-                            sequence_length,
-                            heads,
-                            kv_heads,
-                            head_dim,
-                            scale,
-                            static_cast<const float*>(doutput),
-                            static_cast<const float*>(q),
-                            q_stride,
-                            static_cast<const float*>(k),
-                            static_cast<const float*>(v),
-                            kv_stride,
-                            rope,
-                            positions,
-                            static_cast<const float*>(output),
-                            lse,
-                            static_cast<float*>(dq),
-                            static_cast<float*>(dk),
-                            static_cast<float*>(dv),
-                            static_cast<float*>(workspace)};
-  parallel_for(context, batch * kv_heads, 1, [&](int64_t begin, int64_t end, int thread) {
-    Worker worker(problem, context->thread_scratch<float>(thread));
-    for (int64_t item = begin; item < end; item++) worker.run(item / kv_heads, item % kv_heads);
+  for_dtype(dtype, [=](auto element) {
+    using T = decltype(element);
+    float* const delta = static_cast<float*>(workspace);
+    float* dq_sum = delta + batch * heads * sequence_length;
+    int64_t sum_stride = heads * head_dim;
+    if constexpr (std::is_same_v<T, float>) {
+      dq_sum = static_cast<float*>(dq);
+      sum_stride = q_stride;
+    }
+    const Backward<T> problem = {batch,
+                                 sequence_length,
+                                 heads,
+                                 kv_heads,
+                                 head_dim,
+                                 scale,
+                                 static_cast<const T*>(doutput),
+                                 static_cast<const T*>(q),
+                                 q_stride,
+                                 static_cast<const T*>(k),
+                                 static_cast<const T*>(v),
+                                 kv_stride,
+                                 rope,
+                                 positions,
+                                 static_cast<const T*>(output),
+                                 lse,
+                                 static_cast<T*>(dq),
+                                 static_cast<T*>(dk),
+                                 static_cast<T*>(dv),
+                                 delta,
+                                 dq_sum,
+                                 sum_stride};
+    parallel_for(context, batch * kv_heads, 1, [&](int64_t begin, int64_t end, int thread) {
+      Worker<T> worker(problem, context->thread_scratch<float>(thread));
+      for (int64_t item = begin; item < end; item++) worker.run(item / kv_heads, item % kv_heads);
+    });
   });
   return MANTOU_OK;
 }

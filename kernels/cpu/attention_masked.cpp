@@ -9,8 +9,8 @@ namespace mantou {
 namespace {
 
 // Weights of one query over `keys` keys: softmax of the scores where `mask` is 1, all equal where it is 0 everywhere.
-void weigh(int64_t keys, int64_t dim, float scale, const float* q, const float* k, const uint8_t* mask,
-           float* weights) {
+template <typename T>
+void weigh(int64_t keys, int64_t dim, float scale, const T* q, const T* k, const uint8_t* mask, float* weights) {
   float most = -INFINITY;
   bool any = false;
   for (int64_t key = 0; key < keys; key++) {
@@ -54,24 +54,27 @@ int32_t mantou_attention_masked(mantou_context* context, int32_t dtype, int64_t 
   CHECK(keys <= SCRATCH_BYTES / 4, "%s: at most %lld keys are supported, got %lld", __func__,
         static_cast<long long>(SCRATCH_BYTES / 4), static_cast<long long>(keys));
   CHECK(v && output && (dk == 0 || (q && k)), "%s: q, k, v or output is null", __func__);
-  const auto* const all_queries = static_cast<const float*>(q);
-  const auto* const all_keys = static_cast<const float*>(k);
-  const auto* const all_values = static_cast<const float*>(v);
-  auto* const all_outputs = static_cast<float*>(output);
   const int64_t grain = larger(1, (int64_t{1} << 16) / (keys * (dk + dv)));
-  parallel_for(context, batch * queries, grain, [&](int64_t begin, int64_t end, int thread) {
-    float* const weights = context->thread_scratch<float>(thread);
-    for (int64_t row = begin; row < end; row++) {
-      const int64_t sequence = row / queries;
-      weigh(keys, dk, scale, all_queries + row * dk, all_keys + sequence * keys * dk, mask ? mask + row * keys : nullptr,
-            weights);
-      const float* const values = all_values + sequence * keys * dv;
-      for_vectors(dv, [&](int64_t c, auto part) {
-        Vector sum{};
-        for (int64_t key = 0; key < keys; key++) sum += weights[key] * load(values + key * dv + c, part);
-        store(all_outputs + row * dv + c, sum, part);
-      });
-    }
+  for_dtype(dtype, [=](auto element) {
+    using T = decltype(element);
+    const auto* const all_queries = static_cast<const T*>(q);
+    const auto* const all_keys = static_cast<const T*>(k);
+    const auto* const all_values = static_cast<const T*>(v);
+    auto* const all_outputs = static_cast<T*>(output);
+    parallel_for(context, batch * queries, grain, [&](int64_t begin, int64_t end, int thread) {
+      float* const weights = context->thread_scratch<float>(thread);
+      for (int64_t row = begin; row < end; row++) {
+        const int64_t sequence = row / queries;
+        weigh(keys, dk, scale, all_queries + row * dk, all_keys + sequence * keys * dk,
+              mask ? mask + row * keys : nullptr, weights);
+        const T* const values = all_values + sequence * keys * dv;
+        for_vectors(dv, [&](int64_t c, auto part) {
+          Vector sum{};
+          for (int64_t key = 0; key < keys; key++) sum += weights[key] * load(values + key * dv + c, part);
+          store(all_outputs + row * dv + c, sum, part);
+        });
+      }
+    });
   });
   return MANTOU_OK;
 }

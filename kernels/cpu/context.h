@@ -59,13 +59,8 @@ void parallel_elements(const mantou_context* context, int64_t count, const Body&
 #define CHECK_NOT_NEGATIVE(size) \
   CHECK((size) >= 0, "%s: " #size " is %lld; it must not be negative", __func__, static_cast<long long>(size))
 
-// The CPU backend computes in float32 only, so far.
-#define CHECK_DTYPE(dtype)                                                                                          \
-  do {                                                                                                              \
-    if ((dtype) == MANTOU_BFLOAT16)                                                                                 \
-      return mantou::fail(MANTOU_UNSUPPORTED, "%s: bfloat16 is not available on the CPU yet; use float32", __func__); \
-    CHECK((dtype) == MANTOU_FLOAT32, "%s: unknown dtype %d", __func__, (dtype));                                    \
-  } while (0)
+#define CHECK_DTYPE(dtype) \
+  CHECK((dtype) == MANTOU_FLOAT32 || (dtype) == MANTOU_BFLOAT16, "%s: unknown " #dtype " %d", __func__, (dtype))
 
 #include <omp.h>
 

@@ -27,11 +27,12 @@ int32_t mantou_embedding_forward(mantou_context* context, int32_t dtype, int64_t
   CHECK_NOT_NULL(output);
   const int32_t status = check_tokens(__func__, rows, vocab_size, tokens);
   if (status != MANTOU_OK) return status;
-  const float* from = static_cast<const float*>(weight);
-  float* to = static_cast<float*>(output);
+  const int64_t bytes = dim * (dtype == MANTOU_FLOAT32 ? 4 : 2);
+  const char* from = static_cast<const char*>(weight);
+  char* to = static_cast<char*>(output);
   parallel_for(context, rows, grain_rows(dim), [=](int64_t begin, int64_t end, int) {
     for (int64_t row = begin; row < end; row++)
-      std::memcpy(to + row * dim, from + tokens[row] * dim, static_cast<size_t>(dim) * sizeof(float));
+      std::memcpy(to + row * bytes, from + tokens[row] * bytes, static_cast<size_t>(bytes));
   });
   return MANTOU_OK;
 }
@@ -55,18 +56,21 @@ int32_t mantou_embedding_backward(mantou_context* context, int32_t dtype, int64_
   CHECK_NOT_NULL(dweight);
   const int32_t status = check_tokens(__func__, rows, vocab_size, tokens);
   if (status != MANTOU_OK) return status;
-  const float* from = static_cast<const float*>(doutput);
   constexpr int64_t LINE = 16;  // floats in a cache line, which two threads must not share
   const int64_t lines = (dim + LINE - 1) / LINE;
-  parallel_for(context, lines, (grain_rows(rows) + LINE - 1) / LINE, [=](int64_t first, int64_t last, int) {
-    const int64_t begin = first * LINE, end = last * LINE < dim ? last * LINE : dim;
-    for (int64_t row = 0; row < rows; row++) {
-      const float* gradient = from + row * dim + begin;
-      float* sum = dweight + tokens[row] * dim + begin;
-      for_vectors(end - begin, [=](int64_t i, auto lanes) {
-        store(sum + i, load(sum + i, lanes) + load(gradient + i, lanes), lanes);
-      });
-    }
+  for_dtype(dtype, [=](auto element) {
+    using T = decltype(element);
+    const T* from = static_cast<const T*>(doutput);
+    parallel_for(context, lines, (grain_rows(rows) + LINE - 1) / LINE, [=](int64_t first, int64_t last, int) {
+      const int64_t begin = first * LINE, end = last * LINE < dim ? last * LINE : dim;
+      for (int64_t row = 0; row < rows; row++) {
+        const T* gradient = from + row * dim + begin;
+        float* sum = dweight + tokens[row] * dim + begin;
+        for_vectors(end - begin, [=](int64_t i, auto lanes) {
+          store(sum + i, load(sum + i, lanes) + load(gradient + i, lanes), lanes);
+        });
+      }
+    });
   });
   return MANTOU_OK;
 }

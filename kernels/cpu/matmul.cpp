@@ -33,14 +33,17 @@ constexpr int64_t FEW_ROWS = 4;
 // Below this many multiply-adds per thread, starting threads costs more than it gains.
 constexpr int64_t THREAD_WORK = 1 << 17;
 
+// In and Out: the types of the factors and of the product. bfloat16 is converted as it is packed, and rounded once,
+// after the whole sum.
+template <typename In, typename Out>
 struct Product {
   bool transpose_a, transpose_b;
   int64_t m, n, k;
-  const float* a;
+  const In* a;
   int64_t lda;
-  const float* b;
+  const In* b;
   int64_t ldb;
-  float* c;
+  Out* c;
   int64_t ldc;
   bool accumulate;
 };
@@ -49,14 +52,14 @@ struct Product {
 
 // Writes `rows` rows of length k, transposed, to packed[p * WIDTH + row], `rows` <= WIDTH. Where WIDTH is not a
 // multiple of LANES, step p spills into step p + 1, which is written after it.
-template <int WIDTH>
-void pack_rows(int64_t rows, int64_t k, const float* from, int64_t stride, float* packed) {
+template <int WIDTH, typename In>
+void pack_rows(int64_t rows, int64_t k, const In* from, int64_t stride, float* packed) {
   static_assert(WIDTH < LANES || WIDTH % LANES == 0, "a spill must not hit another group of rows");
   for (int64_t r = 0; r < rows; r += LANES) {
     const int64_t group = smaller(LANES, rows - r);
     for (int64_t p = 0; p < k; p += LANES) {
       const int64_t steps = smaller(LANES, k - p);
-      const float* corner = from + r * stride + p;
+      const In* corner = from + r * stride + p;
       Vector block[LANES];
       if (group == LANES && steps == LANES) {
         MANTOU_UNROLL for (int i = 0; i < LANES; i++) block[i] = load(corner + i * stride);
@@ -74,22 +77,27 @@ void pack_rows(int64_t rows, int64_t k, const float* from, int64_t stride, float
   }
 }
 
-// Writes k rows of `columns` <= WIDTH floats to packed[p * WIDTH + column], zeros after them.
-template <int WIDTH>
-void pack_columns(int64_t columns, int64_t k, const float* from, int64_t stride, float* packed) {
+// Writes k rows of `columns` <= WIDTH elements to packed[p * WIDTH + column], zeros after them.
+template <int WIDTH, typename In>
+void pack_columns(int64_t columns, int64_t k, const In* from, int64_t stride, float* packed) {
   if (columns == WIDTH) {
-    for (int64_t p = 0; p < k; p++) std::memcpy(packed + p * WIDTH, from + p * stride, WIDTH * sizeof(float));
+    for (int64_t p = 0; p < k; p++, from += stride, packed += WIDTH) {
+      if constexpr (std::is_same_v<In, float>) std::memcpy(packed, from, WIDTH * sizeof(float));
+      else for_vectors(WIDTH, [=](int64_t j, auto part) { store(packed + j, load(from + j, part), part); });
+    }
     return;
   }
   for (int64_t p = 0; p < k; p++)
-    for (int64_t j = 0; j < WIDTH; j++) packed[p * WIDTH + j] = j < columns ? from[p * stride + j] : 0;
+    for (int64_t j = 0; j < WIDTH; j++) packed[p * WIDTH + j] = j < columns ? to_float(from[p * stride + j]) : 0;
 }
 
+template <typename Product>
 void pack_a(const Product& product, int64_t row, int64_t rows, int64_t p, int64_t k, float* packed) {
   if (product.transpose_a) pack_columns<MR>(rows, k, product.a + p * product.lda + row, product.lda, packed);
   else pack_rows<MR>(rows, k, product.a + row * product.lda + p, product.lda, packed);
 }
 
+template <typename Product>
 void pack_b(const Product& product, int64_t column, int64_t columns, int64_t p, int64_t k, float* packed) {
   if (product.transpose_b) pack_rows<NR>(columns, k, product.b + column * product.ldb + p, product.ldb, packed);
   else pack_columns<NR>(columns, k, product.b + p * product.ldb + column, product.ldb, packed);
@@ -98,7 +106,8 @@ void pack_b(const Product& product, int64_t column, int64_t columns, int64_t p, 
 // ---- one thread's rectangle -----------------------------------------------------------------------------------------
 
 // Rows [m0, m1) and columns [n0, n1) of C.
-void multiply_rectangle(const Product& product, int64_t m0, int64_t m1, int64_t n0, int64_t n1, float* scratch) {
+template <typename In>
+void multiply_rectangle(const Product<In, float>& product, int64_t m0, int64_t m1, int64_t n0, int64_t n1, float* scratch) {
   float* const packed_b = scratch;
   float* const packed_a = scratch + KC * NC;
   // Blocks of k of nearly equal depth: a short last one would pay for the whole of C again.
@@ -126,7 +135,32 @@ void multiply_rectangle(const Product& product, int64_t m0, int64_t m1, int64_t 
   }
 }
 
+// The same where C is bfloat16: blocks of at most EDGE x EDGE are multiplied in float32 and rounded as they are done.
+template <typename In>
+void multiply_rectangle(const Product<In, bfloat16>& product, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
+                        float* scratch) {
+  constexpr int64_t EDGE = 256;
+  static_assert(KC * NC + EDGE * KC + LANES + EDGE * EDGE <= SCRATCH_FLOATS, "the block lies behind what is packed");
+  float* const block = scratch + SCRATCH_FLOATS - EDGE * EDGE;
+  for (int64_t j = n0; j < n1; j += EDGE)
+    for (int64_t i = m0; i < m1; i += EDGE) {
+      const int64_t rows = smaller(EDGE, m1 - i), columns = smaller(EDGE, n1 - j);
+      multiply_rectangle<In>({product.transpose_a, product.transpose_b, rows, columns, product.k,
+                              product.a + (product.transpose_a ? i : i * product.lda), product.lda,
+                              product.b + (product.transpose_b ? j * product.ldb : j), product.ldb, block, EDGE, false},
+                             0, rows, 0, columns, scratch);
+      for (int64_t r = 0; r < rows; r++) {
+        bfloat16* const to = product.c + (i + r) * product.ldc + j;
+        for_vectors(columns, [&](int64_t c, auto part) {
+          const Vector value = load(block + r * EDGE + c, part);
+          store(to + c, product.accumulate ? load(to + c, part) + value : value, part);
+        });
+      }
+    }
+}
+
 // Divides C into a grid of rectangles for `threads` threads and multiplies.
+template <typename Product>
 void multiply(const mantou_context* context, const Product& product) {
   const int64_t strips = (product.m + MR - 1) / MR, panels = (product.n + NR - 1) / NR;
   const int64_t worth = product.m * product.n / 64 * product.k / (THREAD_WORK / 64);
@@ -153,8 +187,8 @@ void multiply(const mantou_context* context, const Product& product) {
 // ---- few rows -------------------------------------------------------------------------------------------------------
 
 // c[i * ldc + j] (+)= x[i] . w[j] for ROWS rows of x and COLUMNS of w.
-template <int ROWS, int COLUMNS>
-void inner_products(int64_t k, const float* x, int64_t ldx, const float* w, int64_t ldw, float* c, int64_t ldc,
+template <int ROWS, int COLUMNS, typename In, typename Out>
+void inner_products(int64_t k, const In* x, int64_t ldx, const In* w, int64_t ldw, Out* c, int64_t ldc,
                     bool accumulate) {
   Vector sum[ROWS][COLUMNS] = {};
   for_vectors(k, [&](int64_t p, auto part) {
@@ -168,15 +202,15 @@ void inner_products(int64_t k, const float* x, int64_t ldx, const float* w, int6
   for (int i = 0; i < ROWS; i++)
     for (int j = 0; j < COLUMNS; j++) {
       const float value = horizontal_sum(sum[i][j]);
-      c[i * ldc + j] = accumulate ? c[i * ldc + j] + value : value;
+      c[i * ldc + j] = from_float<Out>(accumulate ? to_float(c[i * ldc + j]) + value : value);
     }
 }
 
-template <int ROWS>
-void multiply_few_rows(const mantou_context* context, const Product& product) {
+template <int ROWS, typename In, typename Out>
+void multiply_few_rows(const mantou_context* context, const Product<In, Out>& product) {
   const int64_t grain = larger(4, THREAD_WORK / larger(1, ROWS * product.k));
   parallel_for(context, product.n, grain, [&](int64_t begin, int64_t end, int) {
-    const float* w = product.b + begin * product.ldb;
+    const In* w = product.b + begin * product.ldb;
     int64_t j = begin;
     for (; j + 4 <= end; j += 4, w += 4 * product.ldb)
       inner_products<ROWS, 4>(product.k, product.a, product.lda, w, product.ldb, product.c + j, product.ldc,
@@ -185,6 +219,17 @@ void multiply_few_rows(const mantou_context* context, const Product& product) {
       inner_products<ROWS, 1>(product.k, product.a, product.lda, w, product.ldb, product.c + j, product.ldc,
                               product.accumulate);
   });
+}
+
+template <typename In, typename Out>
+void multiply_any(const mantou_context* context, const Product<In, Out>& product) {
+  if (product.m > FEW_ROWS || !product.transpose_b || product.transpose_a) return multiply(context, product);
+  switch (product.m) {
+    case 1: return multiply_few_rows<1>(context, product);
+    case 2: return multiply_few_rows<2>(context, product);
+    case 3: return multiply_few_rows<3>(context, product);
+    default: return multiply_few_rows<4>(context, product);
+  }
 }
 
 }  // namespace
@@ -204,10 +249,10 @@ int32_t mantou_matmul(mantou_context* context, int32_t transpose_a, int32_t tran
   CHECK(c, "%s: c is null", __func__);
   CHECK(ldc >= n, "%s: ldc = %lld is less than n = %lld", __func__, static_cast<long long>(ldc),
         static_cast<long long>(n));
-  float* const output = static_cast<float*>(c);
+  const int64_t size = output_dtype == MANTOU_FLOAT32 ? 4 : 2;
   if (k == 0) {
     if (!accumulate)
-      for (int64_t i = 0; i < m; i++) std::memset(output + i * ldc, 0, static_cast<size_t>(n) * sizeof(float));
+      for (int64_t i = 0; i < m; i++) std::memset(static_cast<char*>(c) + i * ldc * size, 0, static_cast<size_t>(n * size));
     return MANTOU_OK;
   }
   CHECK(a && b, "%s: %s is null", __func__, a ? "b" : "a");
@@ -215,27 +260,13 @@ int32_t mantou_matmul(mantou_context* context, int32_t transpose_a, int32_t tran
         static_cast<long long>(lda), static_cast<long long>(transpose_a ? m : k));
   CHECK(ldb >= (transpose_b ? k : n), "%s: ldb = %lld is less than a row of B, %lld", __func__,
         static_cast<long long>(ldb), static_cast<long long>(transpose_b ? k : n));
-  const Product product = {transpose_a != 0,
-                           transpose_b != 0,
-                           m,
-                           n,
-                           k,
-                           static_cast<const float*>(a),
-                           lda,
-                           static_cast<const float*>(b),
-                           ldb,
-                           output,
-                           ldc,
-                           accumulate != 0};
-  if (m <= FEW_ROWS && product.transpose_b && !product.transpose_a) {
-    switch (m) {
-      case 1: multiply_few_rows<1>(context, product); break;
-      case 2: multiply_few_rows<2>(context, product); break;
-      case 3: multiply_few_rows<3>(context, product); break;
-      default: multiply_few_rows<4>(context, product); break;
-    }
-    return MANTOU_OK;
-  }
-  multiply(context, product);
+  for_dtype(input_dtype, [=](auto in) {
+    for_dtype(output_dtype, [=](auto out) {
+      using In = decltype(in);
+      using Out = decltype(out);
+      multiply_any<In, Out>(context, {transpose_a != 0, transpose_b != 0, m, n, k, static_cast<const In*>(a), lda,
+                                      static_cast<const In*>(b), ldb, static_cast<Out*>(c), ldc, accumulate != 0});
+    });
+  });
   return MANTOU_OK;
 }

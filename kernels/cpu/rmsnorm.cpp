@@ -12,20 +12,21 @@ using namespace mantou;
 
 // ---- forward -----------------------------------------------------------------------------------------------------
 
-// Returns rstd. `sum` may be null, and `residual` too.
-static float forward_row(int64_t dim, float eps, const float* input, const float* residual, const float* gain,
-                         float* sum, float* output) {
+// Returns rstd. `sum` may be null, and `residual` too. What is normalised is x as memory keeps it, which is what the
+// backward pass will read.
+template <typename T>
+static float forward_row(int64_t dim, float eps, const T* input, const T* residual, const T* gain, T* sum, T* output) {
   Vector squares{};
   // Where x is neither given nor wanted, `output` keeps it between the passes.
-  float* kept = sum ? sum : residual ? output : nullptr;
+  T* kept = sum ? sum : residual ? output : nullptr;
   for_vectors(dim, [&](int64_t i, auto lanes) {
     Vector x = load(input + i, lanes);
-    if (residual) x += load(residual + i, lanes);
+    if (residual) x = rounded_to<T>(x + load(residual + i, lanes));
     if (kept) store(kept + i, x, lanes);
     squares += x * x;
   });
   const float rstd = 1.0f / std::sqrt(horizontal_sum(squares) / static_cast<float>(dim) + eps);
-  const float* x = kept ? kept : input;
+  const T* x = kept ? kept : input;
   for_vectors(dim, [=](int64_t i, auto lanes) {
     store(output + i, load(x + i, lanes) * rstd * load(gain + i, lanes), lanes);
   });
@@ -44,14 +45,17 @@ int32_t mantou_rmsnorm_forward(mantou_context* context, int32_t dtype, int64_t r
   CHECK_NOT_NULL(gain);
   CHECK_NOT_NULL(output);
   CHECK_NOT_NULL(rstd);
-  parallel_for(context, rows, grain_rows(dim), [=](int64_t begin, int64_t end, int) {
-    for (int64_t row = begin; row < end; row++) {
-      const int64_t at = row * dim;
-      rstd[row] = forward_row(dim, eps, static_cast<const float*>(input) + at,
-                              residual ? static_cast<const float*>(residual) + at : nullptr,
-                              static_cast<const float*>(gain), sum ? static_cast<float*>(sum) + at : nullptr,
-                              static_cast<float*>(output) + at);
-    }
+  for_dtype(dtype, [=](auto element) {
+    using T = decltype(element);
+    parallel_for(context, rows, grain_rows(dim), [=](int64_t begin, int64_t end, int) {
+      for (int64_t row = begin; row < end; row++) {
+        const int64_t at = row * dim;
+        rstd[row] = forward_row(dim, eps, static_cast<const T*>(input) + at,
+                                residual ? static_cast<const T*>(residual) + at : nullptr,
+                                static_cast<const T*>(gain), sum ? static_cast<T*>(sum) + at : nullptr,
+                                static_cast<T*>(output) + at);
+      }
+    });
   });
   return MANTOU_OK;
 }
@@ -70,8 +74,9 @@ int64_t mantou_rmsnorm_backward_workspace(int64_t rows, int64_t dim) {
 }
 
 // `dgain` gets this row's share added. `dresidual` may be null.
-static void backward_row(int64_t dim, const float* doutput, const float* x, const float* gain, float rstd,
-                         const float* dresidual, float* dinput, float* dgain) {
+template <typename T>
+static void backward_row(int64_t dim, const T* doutput, const T* x, const T* gain, float rstd, const T* dresidual,
+                         T* dinput, float* dgain) {
   Vector dots{};
   for_vectors(dim, [&](int64_t i, auto lanes) {
     const Vector product = load(doutput + i, lanes) * load(x + i, lanes);
@@ -104,18 +109,20 @@ int32_t mantou_rmsnorm_backward(mantou_context* context, int32_t dtype, int64_t 
   const int64_t parts = parts_of(rows);
   float* partial = static_cast<float*>(workspace);
   const int64_t grain = grain_rows(dim * ((rows + parts - 1) / parts));
-  parallel_for(context, parts, grain, [=](int64_t first, int64_t last, int) {
-    for (int64_t part = first; part < last; part++) {
-      float* sums = partial + part * dim;
-      for (int64_t i = 0; i < dim; i++) sums[i] = 0.0f;
-      for (int64_t row = rows * part / parts; row < rows * (part + 1) / parts; row++) {
-        const int64_t at = row * dim;
-        backward_row(dim, static_cast<const float*>(doutput) + at, static_cast<const float*>(x) + at,
-                     static_cast<const float*>(gain), rstd[row],
-                     dresidual ? static_cast<const float*>(dresidual) + at : nullptr,
-                     static_cast<float*>(dinput) + at, sums);
+  for_dtype(dtype, [=](auto element) {
+    using T = decltype(element);
+    parallel_for(context, parts, grain, [=](int64_t first, int64_t last, int) {
+      for (int64_t part = first; part < last; part++) {
+        float* sums = partial + part * dim;
+        for (int64_t i = 0; i < dim; i++) sums[i] = 0.0f;
+        for (int64_t row = rows * part / parts; row < rows * (part + 1) / parts; row++) {
+          const int64_t at = row * dim;
+          backward_row(dim, static_cast<const T*>(doutput) + at, static_cast<const T*>(x) + at,
+                       static_cast<const T*>(gain), rstd[row],
+                       dresidual ? static_cast<const T*>(dresidual) + at : nullptr, static_cast<T*>(dinput) + at, sums);
+        }
       }
-    }
+    });
   });
   parallel_for(context, (dim + LANES - 1) / LANES, (grain_rows(parts) + LANES - 1) / LANES,
                [=](int64_t first, int64_t last, int) {

@@ -20,16 +20,19 @@ int32_t mantou_rope(mantou_context* context, int32_t dtype, int64_t rows, int64_
         "%s: strides %lld and %lld must be at least heads * head_dim = %lld", __func__,
         static_cast<long long>(input_stride), static_cast<long long>(output_stride),
         static_cast<long long>(heads * head_dim));
-  const auto* from = static_cast<const float*>(input);
-  auto* const to = static_cast<float*>(output);
   const int64_t grain = larger(1, (int64_t{1} << 14) / (heads * head_dim));
-  parallel_for(context, rows, grain, [&](int64_t begin, int64_t end, int) {
-    for (int64_t row = begin; row < end; row++) {
-      const int64_t position = positions ? positions[row] : row % sequence_length;
-      for (int64_t head = 0; head < heads; head++)
-        rotate_row(head_dim, rope + position * head_dim, inverse != 0, from + row * input_stride + head * head_dim,
-                   to + row * output_stride + head * head_dim);
-    }
+  for_dtype(dtype, [=](auto element) {
+    using T = decltype(element);
+    const T* from = static_cast<const T*>(input);
+    T* to = static_cast<T*>(output);
+    parallel_for(context, rows, grain, [=](int64_t begin, int64_t end, int) {
+      for (int64_t row = begin; row < end; row++) {
+        const int64_t position = positions ? positions[row] : row % sequence_length;
+        for (int64_t head = 0; head < heads; head++)
+          rotate_row(head_dim, rope + position * head_dim, inverse != 0, from + row * input_stride + head * head_dim,
+                     to + row * output_stride + head * head_dim);
+      }
+    });
   });
   return MANTOU_OK;
 }

@@ -20,7 +20,8 @@ inline Vector alternating(float even, std::integer_sequence<int, I...>) {
 }
 
 // output = input rotated, or rotated back; output may be input. table [dim / 2, 2].
-inline void rotate_row(int64_t dim, const float* table, bool inverse, const float* input, float* output) {
+template <typename From, typename To>
+inline void rotate_row(int64_t dim, const float* table, bool inverse, const From* input, To* output) {
   constexpr auto lanes = std::make_integer_sequence<int, LANES>();
   const Vector sign = alternating(inverse ? 1.0f : -1.0f, lanes);
   for_vectors(dim, [&](int64_t i, auto part) {

@@ -7,7 +7,8 @@
 using namespace mantou;
 
 // inner = 1: the row lies in one piece.
-static void softmax_row(int64_t dim, const float* input, float* output) {
+template <typename T>
+static void softmax_row(int64_t dim, const T* input, T* output) {
   Vector largest = splat(-INFINITY);
   for_vectors(dim, [&](int64_t i, auto lanes) { largest = maximum(load(input + i, lanes, -INFINITY), largest); });
   const float most = horizontal_max(largest);
@@ -22,8 +23,8 @@ static void softmax_row(int64_t dim, const float* input, float* output) {
 }
 
 // A vector of neighbouring columns; their elements are `stride` apart.
-template <typename Lanes>
-static void softmax_columns(int64_t dim, int64_t stride, const float* input, float* output, Lanes lanes) {
+template <typename T, typename Lanes>
+static void softmax_columns(int64_t dim, int64_t stride, const T* input, T* output, Lanes lanes) {
   Vector largest = splat(-INFINITY);
   for (int64_t k = 0; k < dim; k++) largest = maximum(load(input + k * stride, lanes), largest);
   Vector sum{};
@@ -46,23 +47,24 @@ int32_t mantou_softmax(mantou_context* context, int32_t dtype, int64_t outer, in
   if (outer == 0 || dim == 0 || inner == 0) return MANTOU_OK;
   CHECK_NOT_NULL(input);
   CHECK_NOT_NULL(output);
-  const float* from = static_cast<const float*>(input);
-  float* to = static_cast<float*>(output);
-  if (inner == 1) {
-    parallel_for(context, outer, grain_rows(dim), [=](int64_t begin, int64_t end, int) {
-      for (int64_t row = begin; row < end; row++) softmax_row(dim, from + row * dim, to + row * dim);
-    });
-    return MANTOU_OK;
-  }
-  const int64_t groups = (inner + LANES - 1) / LANES;
-  parallel_for(context, outer * groups, grain_rows(dim * LANES), [=](int64_t begin, int64_t end, int) {
-    for (int64_t group = begin; group < end; group++) {
-      const int64_t column = group % groups * LANES, at = group / groups * dim * inner + column;
-      if (column + LANES <= inner)
-        softmax_columns(dim, inner, from + at, to + at, Whole{});
-      else
-        softmax_columns(dim, inner, from + at, to + at, Part{inner - column});
+  for_dtype(dtype, [=](auto element) {
+    using T = decltype(element);
+    const T* from = static_cast<const T*>(input);
+    T* to = static_cast<T*>(output);
+    if (inner == 1) {
+      parallel_for(context, outer, grain_rows(dim), [=](int64_t begin, int64_t end, int) {
+        for (int64_t row = begin; row < end; row++) softmax_row(dim, from + row * dim, to + row * dim);
+      });
+      return;
     }
+    const int64_t groups = (inner + LANES - 1) / LANES;
+    parallel_for(context, outer * groups, grain_rows(dim * LANES), [=](int64_t begin, int64_t end, int) {
+      for (int64_t group = begin; group < end; group++) {
+        const int64_t column = group % groups * LANES, at = group / groups * dim * inner + column;
+        if (column + LANES <= inner) softmax_columns(dim, inner, from + at, to + at, Whole{});
+        else softmax_columns(dim, inner, from + at, to + at, Part{inner - column});
+      }
+    });
   });
   return MANTOU_OK;
 }

@@ -17,12 +17,15 @@ int32_t mantou_silu_forward(mantou_context* context, int32_t dtype, int64_t coun
   if (count == 0) return MANTOU_OK;
   CHECK_NOT_NULL(input);
   CHECK_NOT_NULL(output);
-  const float* from = static_cast<const float*>(input);
-  float* to = static_cast<float*>(output);
-  parallel_elements(context, count, [=](int64_t begin, int64_t end) {
-    for_vectors(end - begin, [=](int64_t i, auto lanes) {
-      const Vector x = load(from + begin + i, lanes);
-      store(to + begin + i, x * sigmoid(x), lanes);
+  for_dtype(dtype, [=](auto element) {
+    using T = decltype(element);
+    const T* from = static_cast<const T*>(input);
+    T* to = static_cast<T*>(output);
+    parallel_elements(context, count, [=](int64_t begin, int64_t end) {
+      for_vectors(end - begin, [=](int64_t i, auto lanes) {
+        const Vector x = load(from + begin + i, lanes);
+        store(to + begin + i, x * sigmoid(x), lanes);
+      });
     });
   });
   return MANTOU_OK;
@@ -37,13 +40,16 @@ int32_t mantou_silu_backward(mantou_context* context, int32_t dtype, int64_t cou
   CHECK_NOT_NULL(doutput);
   CHECK_NOT_NULL(input);
   CHECK_NOT_NULL(dinput);
-  const float* gradient = static_cast<const float*>(doutput);
-  const float* from = static_cast<const float*>(input);
-  float* to = static_cast<float*>(dinput);
-  parallel_elements(context, count, [=](int64_t begin, int64_t end) {
-    for_vectors(end - begin, [=](int64_t i, auto lanes) {
-      const Vector x = load(from + begin + i, lanes);
-      store(to + begin + i, load(gradient + begin + i, lanes) * silu_derivative(x, sigmoid(x)), lanes);
+  for_dtype(dtype, [=](auto element) {
+    using T = decltype(element);
+    const T* gradient = static_cast<const T*>(doutput);
+    const T* from = static_cast<const T*>(input);
+    T* to = static_cast<T*>(dinput);
+    parallel_elements(context, count, [=](int64_t begin, int64_t end) {
+      for_vectors(end - begin, [=](int64_t i, auto lanes) {
+        const Vector x = load(from + begin + i, lanes);
+        store(to + begin + i, load(gradient + begin + i, lanes) * silu_derivative(x, sigmoid(x)), lanes);
+      });
     });
   });
   return MANTOU_OK;
@@ -51,15 +57,16 @@ int32_t mantou_silu_backward(mantou_context* context, int32_t dtype, int64_t cou
 
 // ---- SwiGLU ------------------------------------------------------------------------------------------------------
 
-static void swiglu_forward_row(int64_t dim, const float* gate, const float* up, float* output) {
+template <typename T>
+static void swiglu_forward_row(int64_t dim, const T* gate, const T* up, T* output) {
   for_vectors(dim, [=](int64_t i, auto lanes) {
     const Vector x = load(gate + i, lanes);
     store(output + i, x * sigmoid(x) * load(up + i, lanes), lanes);
   });
 }
 
-static void swiglu_backward_row(int64_t dim, const float* doutput, const float* gate, const float* up, float* dgate,
-                                float* dup) {
+template <typename T>
+static void swiglu_backward_row(int64_t dim, const T* doutput, const T* gate, const T* up, T* dgate, T* dup) {
   for_vectors(dim, [=](int64_t i, auto lanes) {
     const Vector x = load(gate + i, lanes), dy = load(doutput + i, lanes), y = load(up + i, lanes);
     const Vector s = sigmoid(x);
@@ -77,13 +84,16 @@ int32_t mantou_swiglu_forward(mantou_context* context, int32_t dtype, int64_t ro
   if (rows == 0 || dim == 0) return MANTOU_OK;
   CHECK_NOT_NULL(gate_up);
   CHECK_NOT_NULL(output);
-  const float* from = static_cast<const float*>(gate_up);
-  float* to = static_cast<float*>(output);
-  parallel_for(context, rows, grain_rows(dim), [=](int64_t begin, int64_t end, int) {
-    for (int64_t row = begin; row < end; row++) {
-      const float* gate = from + row * 2 * dim;
-      swiglu_forward_row(dim, gate, gate + dim, to + row * dim);
-    }
+  for_dtype(dtype, [=](auto element) {
+    using T = decltype(element);
+    const T* from = static_cast<const T*>(gate_up);
+    T* to = static_cast<T*>(output);
+    parallel_for(context, rows, grain_rows(dim), [=](int64_t begin, int64_t end, int) {
+      for (int64_t row = begin; row < end; row++) {
+        const T* gate = from + row * 2 * dim;
+        swiglu_forward_row(dim, gate, gate + dim, to + row * dim);
+      }
+    });
   });
   return MANTOU_OK;
 }
@@ -98,15 +108,18 @@ int32_t mantou_swiglu_backward(mantou_context* context, int32_t dtype, int64_t r
   CHECK_NOT_NULL(doutput);
   CHECK_NOT_NULL(gate_up);
   CHECK_NOT_NULL(dgate_up);
-  const float* gradient = static_cast<const float*>(doutput);
-  const float* from = static_cast<const float*>(gate_up);
-  float* to = static_cast<float*>(dgate_up);
-  parallel_for(context, rows, grain_rows(dim), [=](int64_t begin, int64_t end, int) {
-    for (int64_t row = begin; row < end; row++) {
-      const float* gate = from + row * 2 * dim;
-      float* dgate = to + row * 2 * dim;
-      swiglu_backward_row(dim, gradient + row * dim, gate, gate + dim, dgate, dgate + dim);
-    }
+  for_dtype(dtype, [=](auto element) {
+    using T = decltype(element);
+    const T* gradient = static_cast<const T*>(doutput);
+    const T* from = static_cast<const T*>(gate_up);
+    T* to = static_cast<T*>(dgate_up);
+    parallel_for(context, rows, grain_rows(dim), [=](int64_t begin, int64_t end, int) {
+      for (int64_t row = begin; row < end; row++) {
+        const T* gate = from + row * 2 * dim;
+        T* dgate = to + row * 2 * dim;
+        swiglu_backward_row(dim, gradient + row * dim, gate, gate + dim, dgate, dgate + dim);
+      }
+    });
   });
   return MANTOU_OK;
 }

@@ -1,5 +1,6 @@
 // Vectors of floats as wide as the target's registers, and what the row kernels need of them: loads and stores of
-// whole and partial vectors, exp, and horizontal sums in a fixed order.
+// whole and partial vectors of float32 or bfloat16, exp, and horizontal sums in a fixed order. Arithmetic is float32
+// whatever the elements are in memory: a kernel is a template over the element type and converts as it loads and stores.
 //
 // These are GCC vector extensions, which Clang has too: the operators work lane by lane, comparisons give masks, and
 // `mask ? a : b` selects. A target without wide registers gets the same results from narrower instructions.
@@ -8,6 +9,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
+
+#include "../mantou.h"
 
 namespace mantou {
 
@@ -27,6 +31,67 @@ inline Vector load(const float* from) { return *reinterpret_cast<const Unaligned
 inline void store(float* to, Vector value) { *reinterpret_cast<UnalignedVector*>(to) = value; }
 inline Vector splat(float value) { return value - Vector{}; }
 
+// ---- bfloat16 -------------------------------------------------------------------------------------------------------
+
+// The upper half of a float32. AVX512-BF16 has an instruction for the conversion, but it flushes subnormal numbers; the
+// integer operations here hide behind memory just as well, and give every machine the same bits.
+struct bfloat16 {
+  uint16_t bits;
+};
+
+typedef uint32_t BitsVector __attribute__((vector_size(LANES * 4)));
+typedef uint16_t HalfVector __attribute__((vector_size(LANES * 2)));
+
+// Rounds to nearest, ties to even, in the upper half of the result. A NaN stays one.
+inline BitsVector round_to_bfloat16(Vector value) {
+  const BitsVector bits = (BitsVector)value;
+  const BitsVector rounded = bits + 0x7fff + (bits >> 16 & 1);
+  return (bits & 0x7fffffff) > 0x7f800000 ? bits | 0x400000 : rounded;
+}
+
+inline bfloat16 to_bfloat16(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  const bool is_nan = (bits & 0x7fffffff) > 0x7f800000;
+  const uint32_t rounded = bits + 0x7fff + (bits >> 16 & 1);
+  return {static_cast<uint16_t>((is_nan ? bits | 0x400000 : rounded) >> 16)};
+}
+
+inline float to_float(float value) { return value; }
+inline float to_float(bfloat16 value) {
+  const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
+  float result;
+  std::memcpy(&result, &bits, sizeof result);
+  return result;
+}
+
+// `value` as an element of type T.
+template <typename T>
+inline T from_float(float value) {
+  if constexpr (std::is_same_v<T, bfloat16>) return to_bfloat16(value);
+  else return value;
+}
+
+inline Vector load(const bfloat16* from) {
+  HalfVector bits;
+  std::memcpy(&bits, from, sizeof bits);
+  return (Vector)(__builtin_convertvector(bits, BitsVector) << 16);
+}
+
+inline void store(bfloat16* to, Vector value) {
+  const HalfVector bits = __builtin_convertvector(round_to_bfloat16(value) >> 16, HalfVector);
+  std::memcpy(to, &bits, sizeof bits);
+}
+
+// What memory of type T keeps of a value.
+template <typename T>
+inline Vector rounded_to(Vector value) {
+  if constexpr (std::is_same_v<T, bfloat16>) return (Vector)(round_to_bfloat16(value) & 0xffff0000u);
+  else return value;
+}
+
+// ---- parts ----------------------------------------------------------------------------------------------------------
+
 // How much of a vector is meant: all of it, known when compiling, or the first `count` lanes (1 .. LANES - 1).
 struct Whole {};
 struct Part {
@@ -41,9 +106,30 @@ inline Vector load(const float* from, Part part, float rest = 0.0f) {
   return value;
 }
 
-inline void store(float* to, Vector value, Whole) { store(to, value); }
-inline void store(float* to, Vector value, Part part) {
-  std::memcpy(to, &value, static_cast<size_t>(part.count) * sizeof(float));
+inline Vector load(const bfloat16* from, Whole, float = 0.0f) { return load(from); }
+inline Vector load(const bfloat16* from, Part part, float rest = 0.0f) {
+  bfloat16 elements[LANES];
+  for (bfloat16& element : elements) element = to_bfloat16(rest);
+  std::memcpy(elements, from, static_cast<size_t>(part.count) * sizeof(bfloat16));
+  return load(elements);
+}
+
+template <typename T>
+inline void store(T* to, Vector value, Whole) {
+  store(to, value);
+}
+template <typename T>
+inline void store(T* to, Vector value, Part part) {
+  T elements[LANES];
+  store(elements, value);
+  std::memcpy(to, elements, static_cast<size_t>(part.count) * sizeof(T));
+}
+
+// Calls body(element) with an element of the type that `dtype` stands for, so that the body is compiled for each type.
+template <typename Body>
+inline void for_dtype(int32_t dtype, const Body& body) {
+  if (dtype == MANTOU_BFLOAT16) body(bfloat16{});
+  else body(float{});
 }
 
 // Calls body(i, Whole or Part) for the vectors that start at i = 0, LANES, ... and cover [0, count).
@@ -58,13 +144,13 @@ inline void for_vectors(int64_t count, const Body& body) {
 // the hardware's own prefetching stops at the end of each page.
 template <bool squares>
 inline double sum_double(int64_t count, const float* values) {
-  typedef float HalfVector __attribute__((vector_size(LANES * 2)));
+  typedef float FloatHalf __attribute__((vector_size(LANES * 2)));
   typedef double DoubleVector __attribute__((vector_size(LANES * 4)));
   DoubleVector low{}, high{};
   for_vectors(count, [&](int64_t i, auto lanes) {
     const Vector value = load(values + i, lanes);
     __builtin_prefetch(values + i + 1024);
-    HalfVector halves[2];
+    FloatHalf halves[2];
     std::memcpy(halves, &value, sizeof halves);
     const DoubleVector a = __builtin_convertvector(halves[0], DoubleVector);
     const DoubleVector b = __builtin_convertvector(halves[1], DoubleVector);

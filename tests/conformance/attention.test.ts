@@ -1,12 +1,14 @@
 /**
  * Causal attention over packed rows, forward, backward and with a cache: every head size and length, grouped-query,
- * rotated or not, at given positions, against float64. See workbench.ts for how each is run.
+ * rotated or not, at given positions, against float64, in every type. See workbench.ts for how each is run.
  */
 import { describe, expect, test } from "bun:test";
 import { type Tensor, operations, ropeTable } from "@mantou/model";
 import { type PackedAttention, packedAttention, packedAttentionBackward } from "../reference/gradients.ts";
+import * as ops from "../reference/ops.ts";
 import { floats, ints, randomInts, randomNormal } from "../support/ndarray.ts";
-import { onEveryBackend } from "./backends.ts";
+import { onEveryType } from "./backends.ts";
+import { kept } from "./inputs.ts";
 import { Workbench, verify } from "./workbench.ts";
 
 const THETA = 1e4;
@@ -22,7 +24,23 @@ function shapeOn(bench: Workbench, shape: PackedAttention, positions: number) {
   };
 }
 
-onEveryBackend((backend, device) => {
+onEveryType((subject) => {
+  const { device, type } = subject;
+  const DTYPE = { float32: 0, bfloat16: 1 }[type];
+  /** Normal numbers that the type holds exactly. */
+  const normal = (...args: Parameters<typeof randomNormal>) => kept(type, randomNormal(...args));
+  const single = new Float32Array(1);
+  const word = new Uint32Array(single.buffer);
+  /** The reference with every intermediate result in bfloat16. */
+  const naively = (shape: PackedAttention): PackedAttention => ({
+    ...shape,
+    round: (value) => {
+      single[0] = value;
+      word[0] = (word[0]! + 0x7fff + ((word[0]! >>> 16) & 1)) & 0xffff0000;
+      return single[0]!;
+    },
+  });
+
   const shapes: (Omit<PackedAttention, "rope"> & { note?: string })[] = [
     { batch: 1, length: 1, heads: 1, kvHeads: 1, headDim: 2 },
     { batch: 3, length: 1, heads: 4, kvHeads: 2, headDim: 16 },
@@ -41,8 +59,8 @@ onEveryBackend((backend, device) => {
     const rows = batch * length;
     const width = (heads + 2 * kvHeads) * headDim;
     describe(`[${batch}, ${length}], ${heads} heads on ${kvHeads} of ${headDim}`, () => {
-      const qkv = randomNormal([rows, width], 1, 1.5);
-      const d = randomNormal([rows, heads * headDim], 2);
+      const qkv = normal([rows, width], 1, 1.5);
+      const d = normal([rows, heads * headDim], 2);
       const positions = randomInts([rows], 3, 500).data;
       const ropes = {
         "no rope": undefined,
@@ -54,7 +72,8 @@ onEveryBackend((backend, device) => {
           const shape = { ...sizes, rope };
           const run = (bench: Workbench) => {
             using on = shapeOn(bench, shape, 500);
-            const [output, lse] = [bench.poisoned([rows, heads * headDim]), bench.poisoned([batch, heads, length])];
+            const output = bench.poisoned([rows, heads * headDim]);
+            const lse = bench.poisoned([batch, heads, length], "float32");
             const packed = bench.from(qkv);
             operations.attentionForward(output, lse, packed, on.shape);
             const dims = [batch, length, heads, kvHeads, headDim] as const;
@@ -67,8 +86,12 @@ onEveryBackend((backend, device) => {
             );
             return { output, lse, dQkv };
           };
-          const dQkv = packedAttentionBackward(d, qkv, shape);
-          verify(backend, run, { ...packedAttention(qkv, shape), dQkv }, { relative: 1e-4, absolute: 3e-5 });
+          const reference = (of: PackedAttention) => ({
+            ...packedAttention(qkv, of),
+            dQkv: packedAttentionBackward(d, qkv, of),
+          });
+          const naive = type === "float32" ? {} : reference(naively(shape));
+          verify(subject, run, reference(shape), { relative: 1e-4, absolute: 3e-5 }, naive);
         });
       }
 
@@ -110,9 +133,10 @@ onEveryBackend((backend, device) => {
             }
             return results;
           };
-          const { output } = packedAttention(qkv, shape);
-          const expected = Object.fromEntries([...new Set(chunks)].map((chunk) => [`chunks of ${chunk}`, output]));
-          verify(backend, run, expected);
+          const forEach = ({ output }: ReturnType<typeof packedAttention>) =>
+            Object.fromEntries([...new Set(chunks)].map((chunk) => [`chunks of ${chunk}`, output]));
+          const naive = type === "float32" ? {} : forEach(packedAttention(qkv, naively(shape)));
+          verify(subject, run, forEach(packedAttention(qkv, shape)), undefined, naive);
         });
       }
     });
@@ -125,10 +149,10 @@ onEveryBackend((backend, device) => {
       [33, 64],
       Float32Array.from(data, (value) => value - 50),
     );
-    const d = randomNormal([33, 32], 2);
+    const d = normal([33, 32], 2);
     const run = (bench: Workbench) => {
       using on = shapeOn(bench, shape, 33);
-      const [output, lse, packed] = [bench.poisoned([33, 32]), bench.poisoned([1, 2, 33]), bench.from(qkv)];
+      const [output, lse, packed] = [bench.poisoned([33, 32]), bench.poisoned([1, 2, 33], "float32"), bench.from(qkv)];
       operations.attentionForward(output, lse, packed, on.shape);
       const workspace = bench.workspace(bench.device.size("mantou_attention_backward_workspace", 1, 33, 2, 1, 16));
       const dQkv = bench.poisoned([33, 64]);
@@ -137,37 +161,37 @@ onEveryBackend((backend, device) => {
     };
     const dQkv = packedAttentionBackward(d, qkv, shape);
     // Where a score is all there is to a row, exp(score − lse) carries the rounding of lse, 1e-3 at 1e4.
-    verify(backend, run, { ...packedAttention(qkv, shape), dQkv }, { relative: 1e-3, absolute: 0.05 });
+    verify(subject, run, { ...packedAttention(qkv, shape), dQkv }, { relative: 1e-3, absolute: 0.05 });
   });
 
-  test("masked attention gives the same bits every time", () => {
+  test("masked attention", () => {
     const [q, k, v] = [
       [3, 77, 33],
       [3, 65, 33],
       [3, 65, 129],
-    ].map((shape, i) => randomNormal(shape, i));
+    ].map((shape, i) => normal(shape, i));
     const mask = Uint8Array.from(randomInts([3 * 77 * 65], 4, 2).data);
     verify(
-      backend,
+      subject,
       (bench) => {
         const output = bench.poisoned([3, 77, 129]);
         operations.attentionMasked(output, bench.from(q), bench.from(k), bench.from(v), mask);
         return { output };
       },
-      {},
+      { output: ops.scaledDotProductAttention(q, k, v, { shape: [3, 77, 65], data: mask }) },
     );
   });
 
   test("rope turns back with the inverse angle", () => {
-    using bench = new Workbench(device);
+    using bench = new Workbench(device, type);
     using table = ropeTable(device, 50, 6, { ropeTheta: THETA });
-    const x = randomNormal([7, 12], 1);
+    const x = normal([7, 12], 1);
     const [input, turned, back] = [bench.from(x), bench.poisoned([7, 12]), bench.poisoned([7, 12])];
     const positions = bench.from(randomInts([7], 2, 50));
-    device.run("mantou_rope", 0, 7, 7, 2, 6, table, positions, input, 12, turned, 12, 0);
-    device.run("mantou_rope", 0, 7, 7, 2, 6, table, positions, turned, 12, back, 12, 1);
+    device.run("mantou_rope", DTYPE, 7, 7, 2, 6, table, positions, input, 12, turned, 12, 0);
+    device.run("mantou_rope", DTYPE, 7, 7, 2, 6, table, positions, turned, 12, back, 12, 1);
     const values = back.toFloat32Array();
-    x.data.forEach((value, i) => expect(Math.abs(values[i] - value)).toBeLessThan(1e-5));
+    x.data.forEach((value, i) => expect(Math.abs(values[i] - value)).toBeLessThan(type === "float32" ? 1e-5 : 2 ** -6));
     expect(turned.toFloat32Array()).not.toEqual(x.data);
   });
 });

@@ -2,7 +2,7 @@
  * The backends that the conformance suite runs on. A new one joins here, and every test of this folder judges it.
  */
 import { describe } from "bun:test";
-import { type Device, openDevice } from "@mantou/model";
+import { type Device, type FloatType, openDevice } from "@mantou/model";
 import { type Backend, deviceFor } from "../adapters.ts";
 
 const backends: readonly Backend[] = ["cpu"];
@@ -16,6 +16,20 @@ export function onEveryBackend(body: (backend: Backend, device: Device) => void)
     const device = deviceFor(backend);
     describe(backend, () => body(backend, device));
   }
+}
+
+/** One backend, computing with activations and weights of one type. */
+export interface Subject {
+  backend: Backend;
+  device: Device;
+  type: FloatType;
+}
+
+/** The same for tests of operations that take several types: once per backend and type. */
+export function onEveryType(body: (subject: Subject) => void): void {
+  onEveryBackend((backend, device) => {
+    for (const type of ["float32", "bfloat16"] as const) describe(type, () => body({ backend, device, type }));
+  });
 }
 
 const twins = new Map<Backend, Device[]>();

@@ -1,6 +1,7 @@
 /**
  * Inputs that the conformance tests share.
  */
+import { type FloatType, fromBfloat16, toBfloat16 } from "@mantou/model";
 import type { Tolerance } from "../support/close.ts";
 import { type FloatArray, floats, randomNormal } from "../support/ndarray.ts";
 
@@ -27,4 +28,14 @@ export function gain(size: number, seed: number): FloatArray {
 export function projections(dModel: number, seed: number) {
   const [q, k, v, o] = [0, 1, 2, 3].map((i) => matrix(dModel, dModel, seed + i));
   return { qProjWeight: q, kProjWeight: k, vProjWeight: v, oProjWeight: o };
+}
+
+/** What bfloat16 keeps of numbers. */
+export function roundToBfloat16(values: ArrayLike<number>): Float32Array {
+  return fromBfloat16(toBfloat16(Float32Array.from(values)));
+}
+
+/** What a tensor of that type keeps of float32 values: the numbers that operation and reference both start from. */
+export function kept(type: FloatType, array: FloatArray): FloatArray {
+  return type === "float32" ? array : { ...array, data: roundToBfloat16(array.data) };
 }

@@ -1,16 +1,17 @@
 /**
  * Operations below the adapters: products in every orientation, backward passes, the loss with its gradient and the
- * optimizer, on shapes that fit no vector or tile, against float64. See workbench.ts for how each is run. Attention has
- * a file of its own.
+ * optimizer, on shapes that fit no vector or tile, against float64, in every type. See workbench.ts for how each is run.
+ * Attention has a file of its own.
  */
 import { describe, expect, test } from "bun:test";
-import { type Device, type Tensor, operations } from "@mantou/model";
+import { type Device, type FloatType, type Tensor, operations, toBfloat16 } from "@mantou/model";
 import { rmsnormBackward, packedSwiglu, packedSwigluBackward, siluBackward } from "../reference/gradients.ts";
 import * as ops from "../reference/ops.ts";
 import { expectClose } from "../support/close.ts";
 import { type FloatArray, floats, ints, randomInts, randomNormal, zeros } from "../support/ndarray.ts";
-import { onEveryBackend } from "./backends.ts";
-import { Workbench, verify } from "./workbench.ts";
+import { onEveryType } from "./backends.ts";
+import { kept, roundToBfloat16 } from "./inputs.ts";
+import { Workbench, sameBits, verify } from "./workbench.ts";
 
 const FLOAT32 = 0;
 const BFLOAT16 = 1;
@@ -34,7 +35,12 @@ function product(m: number, n: number, k: number, at: (i: number, j: number) => 
   return result;
 }
 
-onEveryBackend((backend, device) => {
+onEveryType((subject) => {
+  const { device, type } = subject;
+  const DTYPE = { float32: FLOAT32, bfloat16: BFLOAT16 }[type];
+  /** Normal numbers that the type holds exactly. */
+  const normal = (...args: Parameters<typeof randomNormal>) => kept(type, randomNormal(...args));
+
   describe("matmul", () => {
     const sizes = [
       [1, 1, 1],
@@ -53,19 +59,24 @@ onEveryBackend((backend, device) => {
       test(`[${m}, ${k}] · [${k}, ${n}], transposed or not, accumulated or not`, () => {
         for (const transposeA of [false, true]) {
           for (const transposeB of [false, true]) {
-            const a = randomNormal(transposeA ? [k, m] : [m, k], 1, 1 / Math.sqrt(k));
-            const b = randomNormal(transposeB ? [n, k] : [k, n], 2);
-            const before = randomNormal([m, n], 3);
+            const a = normal(transposeA ? [k, m] : [m, k], 1, 1 / Math.sqrt(k));
+            const b = normal(transposeB ? [n, k] : [k, n], 2);
+            const before = normal([m, n], 3);
             const at = (i: number, l: number) => a.data[transposeA ? l * m + i : i * k + l];
             const bt = (l: number, j: number) => b.data[transposeB ? j * k + l : l * n + j];
             const expected = product(m, n, k, at, bt);
             for (const accumulate of [false, true]) {
               const run = (bench: Workbench) => {
-                const c = accumulate ? bench.from(before) : bench.poisoned([m, n]);
-                operations.matmul(c, bench.from(a), bench.from(b), { transposeA, transposeB, accumulate });
-                return { c };
+                const [A, B] = [bench.from(a), bench.from(b)];
+                const into = (out: FloatType) => {
+                  const c = accumulate ? bench.from(before, out) : bench.poisoned([m, n], out);
+                  operations.matmul(c, A, B, { transposeA, transposeB, accumulate });
+                  return c;
+                };
+                return { c: into(type), sum: into("float32") };
               };
-              verify(backend, run, { c: accumulate ? plus(expected, before.data) : expected });
+              const c = accumulate ? plus(expected, before.data) : expected;
+              verify(subject, run, { c, sum: c });
             }
           }
         }
@@ -74,10 +85,10 @@ onEveryBackend((backend, device) => {
 
     test("without terms: zeros, or what was there", () => {
       for (const accumulate of [0, 1]) {
-        using bench = new Workbench(device);
+        using bench = new Workbench(device, type);
         const [c, nothing] = [bench.poisoned([2, 3]), bench.poisoned([1])];
         if (accumulate) c.upload(new Float32Array(6).fill(7));
-        device.run("mantou_matmul", 0, 0, 2, 3, 0, FLOAT32, nothing, 1, nothing, 3, FLOAT32, c, 3, accumulate);
+        device.run("mantou_matmul", 0, 0, 2, 3, 0, DTYPE, nothing, 1, nothing, 3, DTYPE, c, 3, accumulate);
         expect(Array.from(c.toFloat32Array())).toEqual(Array(6).fill(accumulate * 7));
       }
     });
@@ -90,9 +101,9 @@ onEveryBackend((backend, device) => {
         [1, 0],
         [1, 1],
       ]) {
-        const a = randomNormal(transposeA ? [k, m + 5] : [m, k + 5], 1);
-        const b = randomNormal(transposeB ? [n, k + 3] : [k, n + 3], 2);
-        const before = randomNormal([m, n + 7], 3);
+        const a = normal(transposeA ? [k, m + 5] : [m, k + 5], 1);
+        const b = normal(transposeB ? [n, k + 3] : [k, n + 3], 2);
+        const before = normal([m, n + 7], 3);
         const [lda, ldb, ldc] = [a.shape[1], b.shape[1], n + 7];
         const expected = product(
           m,
@@ -107,45 +118,64 @@ onEveryBackend((backend, device) => {
         const run = (bench: Workbench) => {
           const [A, B, c] = [bench.from(a), bench.from(b), bench.from(before)];
           const { device: on } = bench;
-          on.run("mantou_matmul", transposeA, transposeB, m, n, k, FLOAT32, A, lda, B, ldb, FLOAT32, c, ldc, 0);
+          on.run("mantou_matmul", transposeA, transposeB, m, n, k, DTYPE, A, lda, B, ldb, DTYPE, c, ldc, 0);
           return { c };
         };
-        verify(backend, run, { c: whole });
+        verify(subject, run, { c: whole });
       }
     });
   });
 
   describe("elementwise", () => {
     for (const count of [1, 17, 4099, 100_003]) {
-      test(`add, scale, sum and cast of ${count}`, () => {
-        const [a, b] = [randomNormal([count], 1), randomNormal([count], 2)];
-        const total = a.data.reduce((sum, value) => sum + value, 0);
+      test(`add of ${count}, in place too`, () => {
+        const [a, b] = [normal([count], 1), normal([count], 2)];
         const run = (bench: Workbench) => {
           const [output, inPlace, other] = [bench.poisoned([count]), bench.from(a), bench.from(b)];
           operations.add(output, bench.from(a), other);
           operations.add(inPlace, inPlace, other);
+          return { output, inPlace };
+        };
+        verify(subject, run, { output: plus(a.data, b.data), inPlace: plus(a.data, b.data) }, { absolute: 1e-6 });
+      });
+
+      test(`cast of ${count}, from and to either type`, () => {
+        const a = normal([count], 1);
+        const run = (bench: Workbench) => {
+          const to = (out: FloatType) => {
+            const copy = bench.poisoned([count], out);
+            const [from, into] = [type, out].map((each) => (each === "float32" ? FLOAT32 : BFLOAT16));
+            bench.device.run("mantou_cast", count, from!, bench.from(a), into!, copy);
+            return copy;
+          };
+          return { float32: to("float32"), bfloat16: to("bfloat16") };
+        };
+        const { float32, bfloat16 } = verify(subject, run, {});
+        sameBits(float32!, a.data, "as float32");
+        sameBits(bfloat16!, roundToBfloat16(a.data), "as bfloat16");
+      });
+
+      test.if(type === "float32")(`scale and sum of ${count}`, () => {
+        const a = normal([count], 1);
+        const total = a.data.reduce((sum, value) => sum + value, 0);
+        const run = (bench: Workbench) => {
           const scaled = bench.from(a);
           operations.scale(scaled, bench.from(floats([1], [-0.5])));
           const [sum, added] = [bench.poisoned([1]), bench.from(floats([1], [10]))];
           operations.sum(sum, bench.from(a), 1 / count);
           operations.sum(added, bench.from(a), 1 / count, true);
-          const copy = bench.poisoned([count]);
-          bench.device.run("mantou_cast", count, FLOAT32, bench.from(a), FLOAT32, copy);
-          return { output, inPlace, scaled, sum, added, copy };
+          return { scaled, sum, added };
         };
         const expected = {
-          output: plus(a.data, b.data),
-          inPlace: plus(a.data, b.data),
           scaled: a.data.map((value) => value * -0.5),
           sum: [total / count],
           added: [10 + total / count],
-          copy: a.data,
         };
-        verify(backend, run, expected, { absolute: 1e-6 });
+        verify(subject, run, expected, { absolute: 1e-6 });
       });
 
       test(`SiLU backward of ${count}, in place of either input too`, () => {
-        const [x, d] = [randomNormal([count], 1, 4), randomNormal([count], 2)];
+        const [x, d] = [normal([count], 1, 4), normal([count], 2)];
         const run = (bench: Workbench) => {
           const [dInput, input, dOutput] = [bench.poisoned([count]), bench.from(x), bench.from(d)];
           const [forward, overInput] = [bench.from(x), bench.from(x)];
@@ -156,18 +186,48 @@ onEveryBackend((backend, device) => {
           return { forward, dInput, overInput, overOutput: dOutput };
         };
         const { data } = siluBackward(d, x);
-        verify(backend, run, { forward: ops.silu(x), dInput: data, overInput: data, overOutput: data });
+        verify(subject, run, { forward: ops.silu(x), dInput: data, overInput: data, overOutput: data });
       });
     }
 
-    test("the sum of a million numbers keeps its digits", () => {
+    test.if(type === "bfloat16")(
+      "casts round to nearest, ties to even, and keep NaN, infinities and subnormal numbers",
+      () => {
+        const bits = [
+          0x3f800000, 0x3f808000, 0x3f808001, 0x3f818000, 0x3f817fff, 0x7f7fffff, 0x7f800000, 0xff800000, 0x7f800001,
+          0xffffffff, 0x00000001, 0x00008000, 0x00018000, 0x007fffff, 0x80000000, 0xbf808000, 0x00018001,
+        ];
+        const rounded = [
+          0x3f80, 0x3f80, 0x3f81, 0x3f82, 0x3f81, 0x7f80, 0x7f80, 0xff80, 0x7fc0, 0x7fc0, 0, 0, 2, 0x0080, 0x8000,
+          0xbf80, 0x0002,
+        ];
+        using bench = new Workbench(device);
+        const [from, to] = [bench.poisoned([bits.length]), bench.poisoned([bits.length], "bfloat16")];
+        device.run(
+          "mantou_copy",
+          from,
+          Uint8Array.from(new Uint8Array(Uint32Array.from(bits).buffer)),
+          bits.length * 4,
+        );
+        device.run("mantou_cast", bits.length, FLOAT32, from, BFLOAT16, to);
+        const result = new Uint16Array(new ArrayBuffer(bits.length * 2));
+        device.run("mantou_copy", result, to, result.byteLength);
+        // Which NaN is the backend's own business.
+        const canonical = (halves: Uint16Array) =>
+          Array.from(halves, (half) => ((half & 0x7fff) > 0x7f80 ? 0x7fc0 : half));
+        expect(canonical(result)).toEqual(rounded);
+        expect(canonical(toBfloat16(new Float32Array(Uint32Array.from(bits).buffer)))).toEqual(rounded);
+      },
+    );
+
+    test.if(type === "float32")("the sum of a million numbers keeps its digits", () => {
       const values = floats([1 << 20], new Float32Array(1 << 20).fill(0.1));
       const run = (bench: Workbench) => {
         const result = bench.poisoned([1]);
         operations.sum(result, bench.from(values));
         return { result };
       };
-      verify(backend, run, { result: [Math.fround(0.1) * 2 ** 20] }, { relative: 1e-6 });
+      verify(subject, run, { result: [Math.fround(0.1) * 2 ** 20] }, { relative: 1e-6 });
     });
 
     for (const [rows, dim] of [
@@ -177,7 +237,7 @@ onEveryBackend((backend, device) => {
       [7, 4099],
     ]) {
       test(`SwiGLU of [${rows}, 2 · ${dim}], forward and backward`, () => {
-        const [gateUp, d] = [randomNormal([rows, 2 * dim], 1, 3), randomNormal([rows, dim], 2)];
+        const [gateUp, d] = [normal([rows, 2 * dim], 1, 3), normal([rows, dim], 2)];
         const run = (bench: Workbench) => {
           const [output, input, dOutput] = [bench.poisoned([rows, dim]), bench.from(gateUp), bench.from(d)];
           const dGateUp = bench.poisoned([rows, 2 * dim]);
@@ -187,22 +247,22 @@ onEveryBackend((backend, device) => {
           return { output, dGateUp, inPlace: input };
         };
         const backward = packedSwigluBackward(d, gateUp);
-        verify(backend, run, { output: packedSwiglu(gateUp), dGateUp: backward, inPlace: backward });
+        verify(subject, run, { output: packedSwiglu(gateUp), dGateUp: backward, inPlace: backward });
       });
     }
 
     test("softmax, in place", () => {
-      const x = randomNormal([65, 203, 3], 1, 3);
+      const x = normal([65, 203, 3], 1, 3);
       const run = (bench: Workbench) => {
         const tensor = bench.from(x);
         operations.softmax(tensor, tensor, 65, 203, 3);
         return { tensor };
       };
-      verify(backend, run, { tensor: ops.softmax(x, 1) });
+      verify(subject, run, { tensor: ops.softmax(x, 1) });
     });
   });
 
-  describe("embedding backward", () => {
+  describe("embedding", () => {
     for (const [rows, vocabSize, dim] of [
       [1, 1, 1],
       [17, 3, 65],
@@ -210,20 +270,23 @@ onEveryBackend((backend, device) => {
       [2000, 7, 33],
       [65, 4099, 3],
     ]) {
-      test(`${rows} rows into [${vocabSize}, ${dim}]: adds, repeated tokens too`, () => {
-        const [tokens, d] = [randomInts([rows], 1, vocabSize), randomNormal([rows, dim], 2, 0.1)];
+      test(`${rows} rows of [${vocabSize}, ${dim}]; backward adds, repeated tokens too`, () => {
+        const weights = normal([vocabSize, dim], 4);
+        const [tokens, d] = [randomInts([rows], 1, vocabSize), normal([rows, dim], 2, 0.1)];
         const before = randomNormal([vocabSize, dim], 3);
         const expected = Float64Array.from(before.data);
         tokens.data.forEach((token, row) => {
           for (let i = 0; i < dim; i++) expected[token * dim + i] += d.data[row * dim + i];
         });
         const run = (bench: Workbench) => {
-          const dWeight = bench.from(before);
+          const dWeight = bench.from(before, "float32");
           const bytes = bench.device.size("mantou_embedding_backward_workspace", rows, vocabSize, dim);
           operations.embeddingBackward(dWeight, bench.from(d), bench.from(tokens), bench.workspace(bytes));
-          return { dWeight };
+          const [weight, output] = [bench.from(weights), bench.poisoned([rows, dim])];
+          operations.embeddingForward(output, weight, bench.from(tokens));
+          return { dWeight, output };
         };
-        verify(backend, run, { dWeight: expected });
+        verify(subject, run, { dWeight: expected, output: ops.embedding(weights, tokens) });
       });
     }
   });
@@ -237,14 +300,17 @@ onEveryBackend((backend, device) => {
       [1031, 65],
       [5, 4099],
     ]) {
-      const [input, residual] = [randomNormal([rows, dim], 1, 2), randomNormal([rows, dim], 2)];
-      const gain = floats(
-        [dim],
-        randomNormal([dim], 3, 0.2).data.map((value) => 1 + value),
+      const [input, residual] = [normal([rows, dim], 1, 2), normal([rows, dim], 2)];
+      const gain = kept(
+        type,
+        floats(
+          [dim],
+          normal([dim], 3, 0.2).data.map((value) => 1 + value),
+        ),
       );
 
       test(`forward of [${rows}, ${dim}], with and without residual`, () => {
-        const total = floats([rows, dim], plus(input.data, residual.data));
+        const total = kept(type, floats([rows, dim], plus(input.data, residual.data)));
         const rstd = (x: FloatArray) =>
           Float64Array.from({ length: rows }, (_, row) => {
             const values = x.data.subarray(row * dim, (row + 1) * dim);
@@ -252,7 +318,7 @@ onEveryBackend((backend, device) => {
           });
         const run = (bench: Workbench) => {
           const g = bench.from(gain);
-          const outputs = () => ({ output: bench.poisoned([rows, dim]), rstd: bench.poisoned([rows]) });
+          const outputs = () => ({ output: bench.poisoned([rows, dim]), rstd: bench.poisoned([rows], "float32") });
           const plain = outputs();
           operations.rmsnormForward(
             { ...plain, sum: null },
@@ -283,20 +349,20 @@ onEveryBackend((backend, device) => {
           sumInPlace: total,
           outputInPlace: ops.rmsnorm(gain, total, eps),
         };
-        verify(backend, run, expected);
+        verify(subject, run, expected);
       });
 
       test(`backward of [${rows}, ${dim}], with and without the residual's gradient`, () => {
-        const [d, dResidual, dGainBefore] = [4, 5, 6].map((seed) => randomNormal([rows, dim], seed));
+        const [d, dResidual, dGainBefore] = [4, 5, 6].map((seed) => normal([rows, dim], seed));
         const gainBefore = floats([dim], dGainBefore.data.subarray(0, dim));
         const { dX, dGain } = rmsnormBackward(d, gain, input, eps);
         const run = (bench: Workbench) => {
-          const [x, g, rstd] = [bench.from(input), bench.from(gain), bench.poisoned([rows])];
+          const [x, g, rstd] = [bench.from(input), bench.from(gain), bench.poisoned([rows], "float32")];
           const forward = { output: bench.poisoned([rows, dim]), sum: null, rstd };
           operations.rmsnormForward(forward, { input: x, residual: null, gain: g, eps });
           const bytes = bench.device.size("mantou_rmsnorm_backward_workspace", rows, dim);
           const backward = (dInput: Tensor, dOutput: Tensor, residualGradient: Tensor | null) => {
-            const outputs = { dInput, dGain: bench.from(gainBefore) };
+            const outputs = { dInput, dGain: bench.from(gainBefore, "float32") };
             const given = { dOutput, x, gain: g, rstd, dResidual: residualGradient, workspace: bench.workspace(bytes) };
             operations.rmsnormBackward(outputs, given);
             return outputs;
@@ -315,7 +381,7 @@ onEveryBackend((backend, device) => {
           overResidual: withResidual,
         };
         // Gradients of a gain are sums over all rows.
-        verify(backend, run, expected, { relative: 1e-4, absolute: 1e-5 * Math.sqrt(rows) });
+        verify(subject, run, expected, { relative: 1e-4, absolute: 1e-5 * Math.sqrt(rows) });
       });
     }
   });
@@ -328,7 +394,7 @@ onEveryBackend((backend, device) => {
       [17, 4099, 4100],
     ]) {
       test(`[${rows}, ${vocabSize}] in rows of ${stride}: losses, and gradients over the logits`, () => {
-        const [logits, targets] = [randomNormal([rows, stride], 1, 3), randomInts([rows], 2, vocabSize)];
+        const [logits, targets] = [normal([rows, stride], 1, 3), randomInts([rows], 2, vocabSize)];
         // Columns past the vocabulary have no place in the sum, whatever they hold.
         for (let row = 0; row < rows; row++) logits.data.fill(50, row * stride + vocabSize, (row + 1) * stride);
         const losses = new Float64Array(rows);
@@ -342,15 +408,15 @@ onEveryBackend((backend, device) => {
         }
         const run = (bench: Workbench) => {
           const [alone, overwritten, ids] = [bench.from(logits), bench.from(logits), bench.from(targets)];
-          const [only, both] = [bench.poisoned([rows]), bench.poisoned([rows])];
+          const [only, both] = [bench.poisoned([rows], "float32"), bench.poisoned([rows], "float32")];
           const call = (tensor: Tensor, scale: number, result: Tensor) =>
-            bench.device.run("mantou_cross_entropy", FLOAT32, rows, vocabSize, tensor, stride, ids, scale, result);
+            bench.device.run("mantou_cross_entropy", DTYPE, rows, vocabSize, tensor, stride, ids, scale, result);
           call(alone, 0, only);
           call(overwritten, 0.25, both);
           return { only, both, untouched: alone, gradient: overwritten };
         };
         verify(
-          backend,
+          subject,
           run,
           { only: losses, both: losses, untouched: logits, gradient },
           { relative: 1e-5, absolute: 1e-6 },
@@ -358,21 +424,22 @@ onEveryBackend((backend, device) => {
       });
     }
 
-    test("gradients of logits of ±1e4", () => {
-      const [logits, targets] = [floats([2, 3], [1e4, -1e4, 0, 1e4, 1e4, -1e4]), ints([2], [0, 2])];
+    test("gradients of logits of ±9,984", () => {
+      const most = 9984; // a bfloat16
+      const [logits, targets] = [floats([2, 3], [most, -most, 0, most, most, -most]), ints([2], [0, 2])];
       const run = (bench: Workbench) => {
-        const [tensor, losses] = [bench.from(logits), bench.poisoned([2])];
+        const [tensor, losses] = [bench.from(logits), bench.poisoned([2], "float32")];
         operations.crossEntropy(losses, tensor, bench.from(targets), 1);
         return { losses, gradient: tensor };
       };
-      verify(backend, run, { losses: [0, 2e4 + Math.LN2], gradient: [0, 0, 0, 0.5, 0.5, -1] });
+      verify(subject, run, { losses: [0, 2 * most + Math.LN2], gradient: [0, 0, 0, 0.5, 0.5, -1] });
     });
   });
 
   describe("gradient norm", () => {
     for (const count of [1, 17, 4099, 300_007]) {
-      test(`of ${count}, above and below the limit and without one`, () => {
-        const gradients = randomNormal([count], 1);
+      test.if(type === "float32")(`of ${count}, above and below the limit and without one`, () => {
+        const gradients = normal([count], 1);
         const norm = Math.sqrt(gradients.data.reduce((sum, value) => sum + value * value, 0));
         const run = (bench: Workbench) => {
           const values = bench.from(gradients);
@@ -385,7 +452,7 @@ onEveryBackend((backend, device) => {
           return { above: limited(norm / 3), below: limited(norm * 3), none: limited(0) };
         };
         const expected = { above: [norm, norm / 3 / (norm + 1e-6)], below: [norm, 1], none: [norm, 1] };
-        verify(backend, run, expected, { relative: 1e-6 });
+        verify(subject, run, expected, { relative: 1e-6 });
       });
     }
   });
@@ -413,20 +480,24 @@ onEveryBackend((backend, device) => {
       }
       const run = (bench: Workbench) => {
         const on = bench.device;
-        const [weights, first, second] = [bench.from(initial), bench.from(zeros([count])), bench.from(zeros([count]))];
-        const rates = bench.from(floats([4], decays));
-        const factors = bench.from(floats([1], [factor]));
+        const float32 = (array: FloatArray) => bench.from(array, "float32");
+        const [weights, first, second] = [bench.from(initial), float32(zeros([count])), float32(zeros([count]))];
+        const master = type === "float32" ? null : float32(initial);
+        const rates = float32(floats([4], decays));
+        const factors = float32(floats([1], [factor]));
         using memory = on.allocate(32);
         const rangeEnds = { memory, byteOffset: 0 };
         on.run("mantou_copy", rangeEnds, BigInt64Array.from(ends, BigInt), 32);
         for (let step = 0; step < steps; step++) {
-          const scalars = bench.from(floats([3], [lr, 1 - beta1 ** (step + 1), 1 - beta2 ** (step + 1)]));
-          const state = [bench.from(gradients[step]), first, second, scalars, factors] as const;
-          on.run("mantou_adamw", FLOAT32, count, weights, null, ...state, beta1, beta2, eps, 4, rangeEnds, rates);
+          const scalars = float32(floats([3], [lr, 1 - beta1 ** (step + 1), 1 - beta2 ** (step + 1)]));
+          const state = [float32(gradients[step]), first, second, scalars, factors] as const;
+          on.run("mantou_adamw", DTYPE, count, weights, master, ...state, beta1, beta2, eps, 4, rangeEnds, rates);
         }
-        return { weights, first, second };
+        return { weights, ...(master && { master }), first, second };
       };
-      verify(backend, run, { weights: w, first: m, second: v }, { relative: 1e-5, absolute: 1e-6 });
+      const expected = { weights: w, master: w, first: m, second: v };
+      const { weights, master } = verify(subject, run, expected, { relative: 1e-5, absolute: 1e-6 });
+      if (master) sameBits(weights!, roundToBfloat16(master), "weights beside their float32 copy");
     });
   });
 
@@ -441,20 +512,20 @@ onEveryBackend((backend, device) => {
     };
     const tokens = (values: number[]) => Int32Array.from(values);
 
-    refuses("negative sizes", (on, t) => on.run("mantou_add", FLOAT32, -1, t, t, t), /mantou_add.*-1/);
-    refuses("null pointers", (on, t) => on.run("mantou_add", FLOAT32, 4, t, null, t), /mantou_add.*null/);
+    refuses("negative sizes", (on, t) => on.run("mantou_add", DTYPE, -1, t, t, t), /mantou_add.*-1/);
+    refuses("null pointers", (on, t) => on.run("mantou_add", DTYPE, 4, t, null, t), /mantou_add.*null/);
     refuses("an unknown dtype", (on, t) => on.run("mantou_add", 7, 4, t, t, t), /mantou_add.*dtype.*7/);
     refuses(
       "row strides shorter than rows",
       (on, t) => {
-        on.run("mantou_matmul", 0, 0, 2, 3, 4, FLOAT32, t, 3, t, 3, FLOAT32, t, 3, 0);
+        on.run("mantou_matmul", 0, 0, 2, 3, 4, DTYPE, t, 3, t, 3, DTYPE, t, 3, 0);
       },
       /mantou_matmul.*lda.*3/,
     );
     refuses(
       "a token outside the vocabulary, backward too",
       (on, t) => {
-        on.run("mantou_embedding_backward", FLOAT32, 3, 4, 2, tokens([0, 4, 1]), t, t, t);
+        on.run("mantou_embedding_backward", DTYPE, 3, 4, 2, tokens([0, 4, 1]), t, t, t);
       },
       /mantou_embedding_backward.*4/,
     );
@@ -462,7 +533,7 @@ onEveryBackend((backend, device) => {
     refuses(
       "key/value heads that do not divide the heads",
       (on, t) => {
-        on.run("mantou_attention_forward", FLOAT32, 1, 1, 3, 2, 2, 1, t, 6, t, t, 4, null, null, t, t);
+        on.run("mantou_attention_forward", DTYPE, 1, 1, 3, 2, 2, 1, t, 6, t, t, 4, null, null, t, t);
       },
       /mantou_attention_forward.*(3.*2|2.*3)/,
     );
@@ -470,7 +541,7 @@ onEveryBackend((backend, device) => {
       "a cache that is full",
       (on, t) => {
         const sizes = [1, 4, 1, 1, 2, 1] as const;
-        on.run("mantou_attention_cached", FLOAT32, 1, 2, tokens([3]), null, ...sizes, t, 2, t, t, 2, null, t, t, t);
+        on.run("mantou_attention_cached", DTYPE, 1, 2, tokens([3]), null, ...sizes, t, 2, t, t, 2, null, t, t, t);
       },
       /mantou_attention_cached.*4/,
     );
@@ -479,16 +550,16 @@ onEveryBackend((backend, device) => {
       (on, t) => {
         const sizes = [2, 4, 1, 1, 2, 1] as const;
         const [starts, slots] = [tokens([0]), tokens([2])];
-        on.run("mantou_attention_cached", FLOAT32, 1, 1, starts, slots, ...sizes, t, 2, t, t, 2, null, t, t, t);
+        on.run("mantou_attention_cached", DTYPE, 1, 1, starts, slots, ...sizes, t, 2, t, t, 2, null, t, t, t);
       },
       /mantou_attention_cached.*slot 2/,
     );
-    if (backend === "cpu") {
-      refuses(
-        "bfloat16, which the CPU does not have",
-        (on, t) => on.run("mantou_add", BFLOAT16, 4, t, t, t),
-        /bfloat16/,
-      );
-    }
+    refuses(
+      "an update of bfloat16 weights without their float32 copy",
+      (on, t) => {
+        on.run("mantou_adamw", BFLOAT16, 4, t, null, t, t, t, t, null, 0.9, 0.9, 1e-8, 1, tokens([4, 0]), t);
+      },
+      /mantou_adamw.*master/,
+    );
   });
 });

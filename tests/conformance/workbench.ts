@@ -2,15 +2,15 @@
  * Runs one operation the way the conformance suite wants it: outputs and workspaces full of NaN beforehand, twice on
  * every device that owes the same bits, compared with what is expected.
  */
-import { type Device, Tensor } from "@mantou/model";
-import type { Backend } from "../adapters.ts";
+import { type DType, type Device, type FloatType, Tensor } from "@mantou/model";
 import { AssertionError } from "../support/assert.ts";
 import { type Numbers, type Tolerance, expectClose } from "../support/close.ts";
 import { type FloatArray, type IntArray, sizeOf } from "../support/ndarray.ts";
-import { equalDevices } from "./backends.ts";
+import { type Subject, equalDevices } from "./backends.ts";
+import { roundToBfloat16 } from "./inputs.ts";
 
-/** Elements before and behind every tensor of a workbench: 256 bytes, so that tensors stay aligned. */
-const GUARD = 64;
+/** Elements before and behind every tensor of a workbench: 256 bytes or 512, so that tensors stay aligned. */
+const GUARD = 128;
 
 /**
  * Makes tensors that are freed together. Each lies between guards of NaN: what is read there spoils the result, and what
@@ -19,33 +19,40 @@ const GUARD = 64;
 export class Workbench implements Disposable {
   #guarded: Tensor[] = [];
 
-  constructor(readonly device: Device) {}
+  constructor(
+    readonly device: Device,
+    /** Type of activations and weights. */
+    readonly type: FloatType = "float32",
+  ) {}
 
-  /** A copy of a host array. */
-  from({ shape, data }: FloatArray | IntArray): Tensor {
-    const tensor = this.#make(shape, data instanceof Int32Array ? "int32" : "float32");
+  /** A copy of a host array; of floats in the workbench's type unless another is given. */
+  from({ shape, data }: FloatArray | IntArray, type: FloatType = this.type): Tensor {
+    const tensor = this.#make(shape, data instanceof Int32Array ? "int32" : type);
     tensor.upload(data);
     return tensor;
   }
 
   /** NaN everywhere: for outputs that an operation must write as a whole. */
-  poisoned(shape: number[]): Tensor {
-    return this.#make(shape, "float32");
+  poisoned(shape: number[], type: FloatType = this.type): Tensor {
+    return this.#make(shape, type);
   }
 
   /** Scratch memory of `bytes` bytes, NaN everywhere. */
   workspace(bytes: number): Tensor {
-    return this.poisoned([Math.ceil(bytes / 4)]);
+    return this.poisoned([Math.ceil(bytes / 4)], "float32");
   }
 
   /** Fails if anything was written outside a tensor. */
   checkGuards(): void {
     for (const whole of this.#guarded) {
-      const words = new Int32Array(new ArrayBuffer(whole.count * 4));
-      this.device.run("mantou_copy", words, whole, words.byteLength);
-      const touched = words.findIndex((word, i) => word !== -1 && (i < GUARD || i >= words.length - GUARD));
+      const bytes = new Uint8Array(new ArrayBuffer(whole.bytes));
+      this.device.run("mantou_copy", bytes, whole, bytes.length);
+      const size = bytes.length / whole.count;
+      const isGuard = (i: number) => i < GUARD * size || i >= bytes.length - GUARD * size;
+      const touched = bytes.findIndex((byte, i) => byte !== 255 && isGuard(i));
       if (touched >= 0) {
-        throw new AssertionError(`element ${touched - GUARD} of a tensor of ${words.length - 2 * GUARD} was written`);
+        const element = Math.floor(touched / size) - GUARD;
+        throw new AssertionError(`element ${element} of a tensor of ${whole.count - 2 * GUARD} was written`);
       }
     }
   }
@@ -54,9 +61,9 @@ export class Workbench implements Disposable {
     for (const whole of this.#guarded) whole[Symbol.dispose]();
   }
 
-  #make(shape: readonly number[], dtype: "float32" | "int32"): Tensor {
+  #make(shape: readonly number[], dtype: DType): Tensor {
     const whole = Tensor.zeros(this.device, [sizeOf(shape) + 2 * GUARD], dtype);
-    this.device.run("mantou_fill", whole, 255, whole.count * 4);
+    this.device.run("mantou_fill", whole, 255, whole.bytes);
     this.#guarded.push(whole);
     return whole.view(shape, GUARD);
   }
@@ -65,31 +72,67 @@ export class Workbench implements Disposable {
 /**
  * Fails unless `run` gives what is expected, and the same bits every time, with one thread and with several.
  *
+ * A tensor in bfloat16 calibrates its own tolerance: no element may be further off than twice the largest error of the
+ * same computation done naively in bfloat16, plus two units in the last place (and the absolute difference that float32
+ * is allowed, since that is what the arithmetic is).
+ *
  * @param run does the operation and returns its outputs
  * @param expected by the names of the outputs; an output without an expectation is held to equal bits only
+ * @param tolerance of float32 outputs
+ * @param naive what rounding every intermediate result to bfloat16 gives, where that is more than the expected values
+ *   rounded; float32 outputs that depend on such results have their tolerance from it too
+ * @returns the outputs
  */
 export function verify(
-  backend: Backend,
+  subject: Pick<Subject, "backend" | "type">,
   run: (bench: Workbench) => Record<string, Tensor>,
   expected: Record<string, Numbers>,
   tolerance: Tolerance = { relative: 1e-5, absolute: 1e-5 },
-): void {
+  naive: Record<string, Numbers> = {},
+): Record<string, Float32Array> {
   let first: Record<string, Float32Array> | undefined;
-  for (const device of equalDevices(backend)) {
+  for (const device of equalDevices(subject.backend)) {
     for (let attempt = 0; attempt < 2; attempt++) {
-      using bench = new Workbench(device);
-      const results = Object.fromEntries(
-        Object.entries(run(bench)).map(([name, tensor]) => [name, tensor.toFloat32Array()]),
-      );
+      using bench = new Workbench(device, subject.type);
+      const outputs = Object.entries(run(bench));
+      const results = Object.fromEntries(outputs.map(([name, tensor]) => [name, tensor.toFloat32Array()]));
       bench.checkGuards();
       if (!first) {
         first = results;
-        for (const [name, values] of Object.entries(expected))
-          expectClose(results[name], dataOf(values), tolerance, name);
+        for (const [name, { dtype }] of outputs) {
+          const values = expected[name];
+          if (values === undefined) continue;
+          if (subject.type === "bfloat16" && (dtype === "bfloat16" || naive[name] !== undefined)) {
+            const given = { absolute: tolerance.absolute ?? 0, naive: naive[name] && dataOf(naive[name]) };
+            expectCalibrated(results[name]!, dataOf(values), given, name);
+          } else expectClose(results[name]!, dataOf(values), tolerance, name);
+        }
       }
       for (const [name, values] of Object.entries(results))
-        sameBits(values, first[name], `${name} on ${device.description}`);
+        sameBits(values, first[name]!, `${name} on ${device.description}`);
     }
+  }
+  return first!;
+}
+
+/** Fails where an element is further off than 2 × the naive computation's largest error + 2 bfloat16 ulp + absolute. */
+function expectCalibrated(
+  actual: Float32Array,
+  expected: ArrayLike<number>,
+  { naive, absolute }: { naive: ArrayLike<number> | undefined; absolute: number },
+  what: string,
+): void {
+  const rounded = roundToBfloat16(naive ?? expected);
+  let worst = 0;
+  for (let i = 0; i < expected.length; i++) worst = Math.max(worst, Math.abs(rounded[i]! - expected[i]!));
+  const ulp = (value: number) => 2 ** (Math.floor(Math.log2(Math.max(Math.abs(value), 1e-30))) - 7);
+  const allowed = (value: number) => 2 * worst + 2 * ulp(value) + absolute;
+  for (let i = 0; i < expected.length; i++) {
+    if (actual.length === expected.length && Math.abs(actual[i]! - expected[i]!) <= allowed(expected[i]!)) continue;
+    throw new AssertionError(
+      `${what}: element ${i} of ${expected.length} (${actual.length}) is ${actual[i]}, expected ${expected[i]} ` +
+        `± ${allowed(expected[i]!).toExponential(2)}; the naive computation is off by at most ${worst.toExponential(2)}`,
+    );
   }
 }
 

@@ -72,6 +72,12 @@ export interface PackedAttention {
   headDim: number;
   /** Rotate queries and keys; positions [batch · length], 0 … length − 1 in every sequence unless given. */
   rope?: { theta: number; positions?: ArrayLike<number> };
+  /** What becomes of intermediate results: nothing unless given; rounding makes this a computation in that precision. */
+  round?: (value: number) => number;
+}
+
+function exact(value: number): number {
+  return value;
 }
 
 /** One head of one sequence: rotated q and k, v, and the softmax of the scaled causal scores, [length, length]. */
@@ -85,7 +91,7 @@ interface HeadOfSequence {
 }
 
 function headOf(qkv: Numeric, shape: PackedAttention, b: number, h: number): HeadOfSequence {
-  const { length, heads, kvHeads, headDim } = shape;
+  const { length, heads, kvHeads, headDim, round = exact } = shape;
   const width = (heads + 2 * kvHeads) * headDim;
   const shared = Math.floor(h / (heads / kvHeads));
   const positions = Array.from({ length }, (_, t) => shape.rope?.positions?.[b * length + t] ?? t);
@@ -96,7 +102,7 @@ function headOf(qkv: Numeric, shape: PackedAttention, b: number, h: number): Hea
     }
     if (!rotate || !shape.rope) return data;
     const turned = rope(shape.rope.theta, { shape: [length, headDim], data }, { shape: [length], data: positions });
-    return turned.data;
+    return turned.data.map(round);
   };
   const [q, k, v] = [part(h, true), part(heads + shared, true), part(heads + kvHeads + shared, false)];
   const probabilities = new Float64Array(length * length);
@@ -107,12 +113,12 @@ function headOf(qkv: Numeric, shape: PackedAttention, b: number, h: number): Hea
     for (let j = 0; j <= t; j++) {
       let dot = 0;
       for (let i = 0; i < headDim; i++) dot += q[t * headDim + i] * k[j * headDim + i];
-      row[j] = dot / Math.sqrt(headDim);
+      row[j] = round(dot / Math.sqrt(headDim));
       maximum = Math.max(maximum, row[j]);
     }
     let sum = 0;
     for (let j = 0; j <= t; j++) sum += row[j] = Math.exp(row[j] - maximum);
-    for (let j = 0; j <= t; j++) row[j] /= sum;
+    for (let j = 0; j <= t; j++) row[j] = round(row[j] / sum);
     lse[t] = maximum + Math.log(sum);
   }
   return { q, k, v, probabilities, lse, positions };
@@ -144,7 +150,7 @@ export function packedAttention(qkv: Numeric, shape: PackedAttention): { output:
 
 /** Gradient of {@link packedAttention}'s output by qkv: with P the probabilities, dS = P ⊙ (dO Vᵀ − rowsum(dO ⊙ O)). */
 export function packedAttentionBackward(dOutput: Numeric, qkv: Numeric, shape: PackedAttention): Array64 {
-  const { batch, length, heads, kvHeads, headDim } = shape;
+  const { batch, length, heads, kvHeads, headDim, round = exact } = shape;
   const width = (heads + 2 * kvHeads) * headDim;
   const result = new Float64Array(batch * length * width);
   const scale = 1 / Math.sqrt(headDim);
@@ -159,11 +165,12 @@ export function packedAttentionBackward(dOutput: Numeric, qkv: Numeric, shape: P
         for (let j = 0; j <= t; j++) {
           dP[j] = 0;
           for (let i = 0; i < headDim; i++) dP[j] += dOutput.data[at + i] * v[j * headDim + i];
+          dP[j] = round(dP[j]);
           delta += dP[j] * probabilities[t * length + j];
         }
         for (let j = 0; j <= t; j++) {
           const p = probabilities[t * length + j];
-          const dS = p * (dP[j] - delta) * scale;
+          const dS = round(p * (dP[j] - delta) * scale);
           for (let i = 0; i < headDim; i++) {
             dQ[t * headDim + i] += dS * k[j * headDim + i];
             dK[j * headDim + i] += dS * q[t * headDim + i];

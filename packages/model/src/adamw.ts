@@ -5,7 +5,7 @@
 import { gradientNorm, scale } from "./operations.ts";
 import type { Parameter, ParameterStore } from "./parameters.ts";
 import type { Slice } from "./native.ts";
-import { Tensor, MANTOU_FLOAT32 } from "./tensor.ts";
+import { Tensor, MANTOU_DTYPES } from "./tensor.ts";
 
 export interface AdamWOptions {
   /** Decay rates of the moving averages of the gradient and of its square. Default [0.9, 0.999]. */
@@ -102,7 +102,7 @@ export class AdamW implements Disposable {
     const { count, ends, decays } = this.#ranges;
     const state = [gradients, this.firstMoments, this.secondMoments, this.#scalars, factor] as const;
     const constants = [beta1, beta2, this.eps, count, ends, decays] as const;
-    device.run("mantou_adamw", MANTOU_FLOAT32, values.count, values, null, ...state, ...constants);
+    device.run("mantou_adamw", MANTOU_DTYPES.float32, values.count, values, null, ...state, ...constants);
   }
 
   /** Neighbouring parameters that decay alike become one range. */

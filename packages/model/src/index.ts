@@ -16,5 +16,5 @@ export { type RopeSettings, ropeFrequencies, ropeTable } from "./rope.ts";
 export { type SamplingOptions, sampleToken } from "./sampling.ts";
 export { SafetensorsError, SafetensorsFile, type TensorEntry } from "./safetensors.ts";
 export { safetensorsChunks, writeAtomically } from "./safetensors.ts";
-export { type DType, type NdArray, Tensor, elementCount } from "./tensor.ts";
+export { type DType, type FloatType, type NdArray, Tensor, elementCount } from "./tensor.ts";
 export { TransformerLM, type TransformerOptions, parameterGroups } from "./transformer.ts";

@@ -29,7 +29,7 @@ export interface Slice {
   readonly byteOffset: number;
 }
 
-export type HostArray = Float32Array | Float64Array | Int32Array | BigInt64Array | Uint8Array;
+export type HostArray = Float32Array | Float64Array | Int32Array | BigInt64Array | Uint8Array | Uint16Array;
 
 type ArgumentOf<K extends Kind> = K extends "pointer" ? Slice | HostArray | MappedFile | null : number;
 type WithoutContext<K extends readonly Kind[]> = K extends readonly ["context", ...infer Rest] ? Rest : K;

@@ -3,15 +3,32 @@
  * Here shapes are checked, so that a wrong one is an error and never a wild access. Outputs come first, as tensors
  * that the caller planned: nothing is allocated.
  */
-import { MANTOU_FLOAT32, type Tensor } from "./tensor.ts";
+import { ELEMENT_BYTES, MANTOU_DTYPES, type Tensor } from "./tensor.ts";
 
-const F32 = MANTOU_FLOAT32;
+/** The ABI's number of the type that all of these activations and weights must have. */
+function typeOf(operation: string, tensors: Record<string, Tensor | null | undefined>): number {
+  const given = Object.values(tensors).filter((tensor) => tensor) as Tensor[];
+  const [{ dtype }] = given as [Tensor];
+  check(dtype !== "int32" && given.every((tensor) => tensor.dtype === dtype), operation, tensors, "types");
+  return MANTOU_DTYPES[dtype as keyof typeof MANTOU_DTYPES];
+}
 
-function check(condition: boolean, operation: string, tensors: Record<string, Tensor | null | undefined>): void {
+/** Statistics, losses and gradients of parameters are float32 whatever the activations are. */
+function checkFloat32(operation: string, tensors: Record<string, Tensor | null | undefined>): void {
+  const fits = Object.values(tensors).every((tensor) => !tensor || tensor.dtype === "float32");
+  check(fits, `${operation} (these are float32)`, tensors, "types");
+}
+
+function check(
+  condition: boolean,
+  operation: string,
+  tensors: Record<string, Tensor | null | undefined>,
+  what = "shapes",
+): void {
   if (condition) return;
   const shapes = Object.entries(tensors).filter(([, tensor]) => tensor);
   const text = shapes.map(([name, tensor]) => `${name} ${tensor!.dtype} [${tensor!.shape.join(", ")}]`).join(", ");
-  throw new RangeError(`${operation}: shapes do not match: ${text}`);
+  throw new RangeError(`${operation}: ${what} do not match: ${text}`);
 }
 
 function sameShape(...tensors: (Tensor | null | undefined)[]): boolean {
@@ -26,53 +43,62 @@ export interface MatmulOptions {
   accumulate?: boolean;
 }
 
-/** C [m, n] = op(A) · op(B), op as the options say. All are taken as matrices [rows, columns]. */
+/**
+ * C [m, n] = op(A) · op(B), op as the options say. All are taken as matrices [rows, columns]; A and B have one type, C
+ * may have another.
+ */
 export function matmul(c: Tensor, a: Tensor, b: Tensor, options: MatmulOptions = {}): void {
   const { transposeA = false, transposeB = false, accumulate = false } = options;
   const [m, k] = transposeA ? [a.columns, a.rows] : [a.rows, a.columns];
   const [kb, n] = transposeB ? [b.columns, b.rows] : [b.rows, b.columns];
   check(k === kb && c.rows === m && c.columns === n, "matmul", { a, b, c });
   const [ta, tb, acc] = [Number(transposeA), Number(transposeB), Number(accumulate)];
-  c.device.run("mantou_matmul", ta, tb, m, n, k, F32, a, a.columns, b, b.columns, F32, c, n, acc);
+  const [input, output] = [typeOf("matmul", { a, b }), typeOf("matmul", { c })];
+  c.device.run("mantou_matmul", ta, tb, m, n, k, input, a, a.columns, b, b.columns, output, c, n, acc);
 }
 
 /** output = a + b; output may be one of them. */
 export function add(output: Tensor, a: Tensor, b: Tensor): void {
   check(sameShape(output, a, b), "add", { output, a, b });
-  output.device.run("mantou_add", F32, output.count, a, b, output);
+  output.device.run("mantou_add", typeOf("add", { output, a, b }), output.count, a, b, output);
 }
 
 /** result[0] = scale · Σ values (+ result[0]). */
 export function sum(result: Tensor, values: Tensor, scale = 1, accumulate = false): void {
+  checkFloat32("sum", { result, values });
   result.device.run("mantou_sum", values.count, values, scale, Number(accumulate), result);
 }
 
 /** values *= factor[0]. */
 export function scale(values: Tensor, factor: Tensor): void {
+  checkFloat32("scale", { values, factor });
   values.device.run("mantou_scale", values.count, values, factor);
 }
 
 export function siluForward(output: Tensor, input: Tensor): void {
   check(sameShape(output, input), "silu", { output, input });
-  output.device.run("mantou_silu_forward", F32, output.count, input, output);
+  output.device.run("mantou_silu_forward", typeOf("silu", { output, input }), output.count, input, output);
 }
 
 export function siluBackward(dInput: Tensor, dOutput: Tensor, input: Tensor): void {
   check(sameShape(dInput, dOutput, input), "silu backward", { dInput, dOutput, input });
-  dInput.device.run("mantou_silu_backward", F32, dInput.count, dOutput, input, dInput);
+  const type = typeOf("silu backward", { dInput, dOutput, input });
+  dInput.device.run("mantou_silu_backward", type, dInput.count, dOutput, input, dInput);
 }
 
 /** output [rows, dim] = SiLU(gate) ⊙ up with gateUp [rows, 2·dim] = gate | up. */
 export function swigluForward(output: Tensor, gateUp: Tensor): void {
   check(gateUp.columns === 2 * output.columns && gateUp.rows === output.rows, "swiglu", { output, gateUp });
-  output.device.run("mantou_swiglu_forward", F32, output.rows, output.columns, gateUp, output);
+  const type = typeOf("swiglu", { output, gateUp });
+  output.device.run("mantou_swiglu_forward", type, output.rows, output.columns, gateUp, output);
 }
 
 /** dGateUp may be gateUp. */
 export function swigluBackward(dGateUp: Tensor, dOutput: Tensor, gateUp: Tensor): void {
   const fits = sameShape(dGateUp, gateUp) && gateUp.columns === 2 * dOutput.columns && gateUp.rows === dOutput.rows;
   check(fits, "swiglu backward", { dGateUp, dOutput, gateUp });
-  dOutput.device.run("mantou_swiglu_backward", F32, dOutput.rows, dOutput.columns, dOutput, gateUp, dGateUp);
+  const type = typeOf("swiglu backward", { dGateUp, dOutput, gateUp });
+  dOutput.device.run("mantou_swiglu_backward", type, dOutput.rows, dOutput.columns, dOutput, gateUp, dGateUp);
 }
 
 /** output [rows, dim] = weight[tokens], tokens int32 [rows] with values < vocab. */
@@ -80,7 +106,8 @@ export function embeddingForward(output: Tensor, weight: Tensor, tokens: Tensor)
   const fits = tokens.dtype === "int32" && tokens.count === output.rows && output.columns === weight.columns;
   check(fits, "embedding", { output, weight, tokens });
   const { rows, columns } = output;
-  output.device.run("mantou_embedding_forward", F32, rows, weight.rows, columns, tokens, weight, output);
+  const type = typeOf("embedding", { output, weight });
+  output.device.run("mantou_embedding_forward", type, rows, weight.rows, columns, tokens, weight, output);
 }
 
 /** dWeight[tokens] += dOutput, in row order. */
@@ -90,8 +117,9 @@ export function embeddingBackward(dWeight: Tensor, dOutput: Tensor, tokens: Tens
   const { rows, columns } = dOutput;
   const need = dOutput.device.size("mantou_embedding_backward_workspace", rows, dWeight.rows, columns);
   checkWorkspace("embedding backward", workspace, need);
-  const [vocab, device] = [dWeight.rows, dOutput.device];
-  device.run("mantou_embedding_backward", F32, rows, vocab, columns, tokens, dOutput, dWeight, workspace);
+  checkFloat32("embedding backward", { dWeight });
+  const [vocab, device, type] = [dWeight.rows, dOutput.device, typeOf("embedding backward", { dOutput })];
+  device.run("mantou_embedding_backward", type, rows, vocab, columns, tokens, dOutput, dWeight, workspace);
 }
 
 function checkWorkspace(operation: string, workspace: Tensor, bytes: number): void {
@@ -108,7 +136,9 @@ export function rmsnormForward(
   const fits = sameShape(output, sum, input, residual) && gain.count === input.columns && rstd.count === input.rows;
   check(fits, "rmsnorm", { output, sum, rstd, input, residual, gain });
   const { rows, columns, device } = input;
-  device.run("mantou_rmsnorm_forward", F32, rows, columns, eps, input, residual, gain, sum, output, rstd);
+  checkFloat32("rmsnorm", { rstd });
+  const type = typeOf("rmsnorm", { output, sum, input, residual, gain });
+  device.run("mantou_rmsnorm_forward", type, rows, columns, eps, input, residual, gain, sum, output, rstd);
 }
 
 /** dInput = gradient through the norm (+ dResidual); dGain += …; dInput may be dOutput or dResidual. */
@@ -122,7 +152,9 @@ export function rmsnormBackward(
   const { rows, columns, device } = x;
   checkWorkspace("rmsnorm backward", workspace, device.size("mantou_rmsnorm_backward_workspace", rows, columns));
   const outputs = [dInput, dGain, workspace] as const;
-  device.run("mantou_rmsnorm_backward", F32, rows, columns, dOutput, x, gain, rstd, dResidual, ...outputs);
+  checkFloat32("rmsnorm backward", { dGain, rstd });
+  const type = typeOf("rmsnorm backward", { dInput, dOutput, x, gain, dResidual });
+  device.run("mantou_rmsnorm_backward", type, rows, columns, dOutput, x, gain, rstd, dResidual, ...outputs);
 }
 
 /** Shape of one attention: `heads` query heads read `kvHeads` key/value heads of `headDim`. */
@@ -145,7 +177,10 @@ export function packedWidth({ heads, kvHeads, headDim }: AttentionShape): number
 
 /** The parts of packed rows q | k | v, and the stride between rows. */
 function unpack(qkv: Tensor, { heads, kvHeads, headDim }: AttentionShape) {
-  const at = (offset: number) => ({ memory: qkv.memory, byteOffset: qkv.byteOffset + offset * 4 });
+  const at = (offset: number) => ({
+    memory: qkv.memory,
+    byteOffset: qkv.byteOffset + offset * ELEMENT_BYTES[qkv.dtype],
+  });
   const [q, k, v] = [at(0), at(heads * headDim), at((heads + kvHeads) * headDim)];
   return { q, k, v, stride: qkv.columns, scale: 1 / Math.sqrt(headDim) };
 }
@@ -168,7 +203,9 @@ export function attentionForward(output: Tensor, lse: Tensor, qkv: Tensor, shape
   const { q, k, v, stride, scale } = unpack(qkv, shape);
   const sizes = [batch, length, heads, kvHeads, headDim, scale] as const;
   const inputs = [q, stride, k, v, stride, rope, positions] as const;
-  qkv.device.run("mantou_attention_forward", F32, ...sizes, ...inputs, output, lse);
+  checkFloat32("attention", { lse, rope });
+  const type = typeOf("attention", { output, qkv });
+  qkv.device.run("mantou_attention_forward", type, ...sizes, ...inputs, output, lse);
 }
 
 /** dQkv [batch·length, (heads + 2·kvHeads)·headDim], with respect to q and k before rotation. */
@@ -187,7 +224,9 @@ export function attentionBackward(
   const { q, k, v, stride, scale } = unpack(qkv, shape);
   const d = unpack(dQkv, shape);
   const inputs = [scale, dOutput, q, stride, k, v, stride, rope, positions, output, lse] as const;
-  device.run("mantou_attention_backward", F32, ...sizes, ...inputs, d.q, d.k, d.v, workspace);
+  checkFloat32("attention backward", { lse, rope });
+  const type = typeOf("attention backward", { dQkv, dOutput, qkv, output });
+  device.run("mantou_attention_backward", type, ...sizes, ...inputs, d.q, d.k, d.v, workspace);
 }
 
 /**
@@ -210,7 +249,8 @@ export function attentionCached(
   const { q, k, v, stride, scale } = unpack(qkv, shape);
   const sizes = [batch, length, starts, slots, slotCount, capacity, heads, kvHeads, headDim, scale] as const;
   const inputs = [q, stride, k, v, stride, rope] as const;
-  qkv.device.run("mantou_attention_cached", F32, ...sizes, ...inputs, kCache, vCache, output);
+  const type = typeOf("attention (cached)", { output, qkv, kCache, vCache });
+  qkv.device.run("mantou_attention_cached", type, ...sizes, ...inputs, kCache, vCache, output);
 }
 
 /** Rotates pairs (2i, 2i+1) of every head of input [rows, heads·headDim] at the positions given (int32 [rows]). */
@@ -225,7 +265,8 @@ export function rope(output: Tensor, input: Tensor, table: Tensor, positions: Te
   });
   const stride = input.columns;
   const rows = [input.rows, input.rows, heads, headDim] as const;
-  input.device.run("mantou_rope", F32, ...rows, table, positions, input, stride, output, stride, 0);
+  const type = typeOf("rope", { output, input });
+  input.device.run("mantou_rope", type, ...rows, table, positions, input, stride, output, stride, 0);
 }
 
 /** softmax(q kᵀ / √dk, masked) v: q [batch, queries, dk], k [batch, keys, dk], v [batch, keys, dv], mask uint8. */
@@ -242,13 +283,14 @@ export function attentionMasked(output: Tensor, q: Tensor, k: Tensor, v: Tensor,
   const slice = memory ? { memory, byteOffset: 0 } : null;
   if (mask && slice) device.run("mantou_copy", slice, mask, mask.length);
   const sizes = [batch, queries, keys, dk, dv, 1 / Math.sqrt(dk)] as const;
-  device.run("mantou_attention_masked", F32, ...sizes, q, k, v, slice, output);
+  const type = typeOf("attention (masked)", { output, q, k, v });
+  device.run("mantou_attention_masked", type, ...sizes, q, k, v, slice, output);
 }
 
 /** Softmax over the middle axis of [outer, dim, inner]. */
 export function softmax(output: Tensor, input: Tensor, outer: number, dim: number, inner: number): void {
   check(sameShape(output, input) && outer * dim * inner === input.count, "softmax", { output, input });
-  input.device.run("mantou_softmax", F32, outer, dim, inner, input, output);
+  input.device.run("mantou_softmax", typeOf("softmax", { output, input }), outer, dim, inner, input, output);
 }
 
 /** losses [rows]; where gradientScale is not 0, logits [rows, vocab] become gradientScale · (softmax − onehot). */
@@ -256,13 +298,16 @@ export function crossEntropy(losses: Tensor, logits: Tensor, targets: Tensor, gr
   const { rows, columns, device } = logits;
   const fits = losses.count === rows && targets.count === rows && targets.dtype === "int32";
   check(fits, "cross-entropy", { losses, logits, targets });
-  device.run("mantou_cross_entropy", F32, rows, columns, logits, columns, targets, gradientScale, losses);
+  checkFloat32("cross-entropy", { losses });
+  const type = typeOf("cross-entropy", { logits });
+  device.run("mantou_cross_entropy", type, rows, columns, logits, columns, targets, gradientScale, losses);
 }
 
 /** result [2] = ‖gradients‖₂ and min(1, maxNorm / (norm + 1e-6)), the factor of torch's clip_grad_norm_. */
 export function gradientNorm(result: Tensor, gradients: Tensor, maxNorm: number, workspace: Tensor): void {
   const device = gradients.device;
   check(result.count === 2, "gradient norm", { result });
+  checkFloat32("gradient norm", { result, gradients });
   checkWorkspace("gradient norm", workspace, device.size("mantou_gradient_norm_workspace", gradients.count));
   device.run("mantou_gradient_norm", gradients.count, gradients, maxNorm, 1e-6, result, workspace);
 }

@@ -2,9 +2,13 @@
  * A tensor: row-major numbers in device memory. Views share their memory with the tensor they came from.
  */
 import type { Device } from "./device.ts";
+import { fromBfloat16, toBfloat16 } from "./half.ts";
 import type { Memory, Slice } from "./native.ts";
 
-export type DType = "float32" | "int32";
+export type DType = "float32" | "bfloat16" | "int32";
+
+/** The types of activations and weights. */
+export type FloatType = Exclude<DType, "int32">;
 
 /** The arrays that cross the library's border: row-major, `data.length` = product of `shape`. */
 export interface NdArray {
@@ -13,9 +17,10 @@ export interface NdArray {
 }
 
 /** How the ABI numbers the types of activations and weights (enum mantou_dtype). */
-export const MANTOU_FLOAT32 = 0;
+export const MANTOU_DTYPES: Record<FloatType, number> = { float32: 0, bfloat16: 1 };
 
-const BYTES = 4; // of either dtype
+/** Bytes of one element. */
+export const ELEMENT_BYTES: Record<DType, number> = { float32: 4, bfloat16: 2, int32: 4 };
 
 export function elementCount(shape: readonly number[]): number {
   let count = 1;
@@ -39,22 +44,31 @@ export class Tensor implements Slice, Disposable {
   ) {
     this.shape = shape;
     this.count = elementCount(shape);
-    if (byteOffset + this.count * BYTES > memory.bytes) {
+    if (byteOffset + this.bytes > memory.bytes) {
       throw new RangeError(`a tensor [${shape.join(", ")}] at byte ${byteOffset} exceeds ${memory.bytes} bytes`);
     }
   }
 
   /** Zeros in memory of its own. @throws NativeError when there is not enough memory */
   static zeros(device: Device, shape: readonly number[], dtype: DType = "float32"): Tensor {
-    const memory = device.allocate(Math.max(elementCount(shape) * BYTES, BYTES));
+    const memory = device.allocate(Math.max(elementCount(shape), 1) * ELEMENT_BYTES[dtype]);
     return new Tensor(device, memory, 0, shape, dtype);
   }
 
-  /** A copy of host data. */
-  static from(device: Device, shape: readonly number[], data: Float32Array | Int32Array): Tensor {
-    const tensor = Tensor.zeros(device, shape, data instanceof Int32Array ? "int32" : "float32");
+  /** A copy of host data; of floats as `dtype`. */
+  static from(
+    device: Device,
+    shape: readonly number[],
+    data: Float32Array | Int32Array,
+    dtype: FloatType = "float32",
+  ): Tensor {
+    const tensor = Tensor.zeros(device, shape, data instanceof Int32Array ? "int32" : dtype);
     tensor.upload(data);
     return tensor;
+  }
+
+  get bytes(): number {
+    return this.count * ELEMENT_BYTES[this.dtype];
   }
 
   /** Length of the last axis. */
@@ -72,7 +86,13 @@ export class Tensor implements Slice, Disposable {
     if (!Number.isSafeInteger(offset) || offset < 0 || offset + elementCount(shape) > this.count) {
       throw new RangeError(`view [${shape.join(", ")}] at ${offset} exceeds a tensor [${this.shape.join(", ")}]`);
     }
-    return new Tensor(this.device, this.memory, this.byteOffset + offset * BYTES, shape, this.dtype);
+    return new Tensor(
+      this.device,
+      this.memory,
+      this.byteOffset + offset * ELEMENT_BYTES[this.dtype],
+      shape,
+      this.dtype,
+    );
   }
 
   /** Rows first … first + count - 1 of a [rows, columns] tensor. */
@@ -80,20 +100,27 @@ export class Tensor implements Slice, Disposable {
     return this.view([count, this.columns], first * this.columns);
   }
 
-  /** Copies host data into the tensor. */
+  /** Copies host data into the tensor; floats are rounded to its dtype. */
   upload(data: Float32Array | Int32Array): void {
     this.#checkHost(data);
-    this.device.run("mantou_copy", this, data, this.count * BYTES);
+    const bytes = this.dtype === "bfloat16" ? toBfloat16(data as Float32Array) : data;
+    this.device.run("mantou_copy", this, bytes, this.bytes);
   }
 
-  /** Copies the tensor into host memory, after everything queued before. */
+  /** Copies the tensor into host memory, floats as float32, after everything queued before. */
   download(data: Float32Array | Int32Array): void {
     this.#checkHost(data);
-    this.device.run("mantou_copy", data, this, this.count * BYTES);
+    if (this.dtype !== "bfloat16") {
+      this.device.run("mantou_copy", data, this, this.bytes);
+      return;
+    }
+    const bits = new Uint16Array(new ArrayBuffer(this.bytes));
+    this.device.run("mantou_copy", bits, this, this.bytes);
+    data.set(fromBfloat16(bits));
   }
 
   toFloat32Array(): Float32Array {
-    const data = new Float32Array(new ArrayBuffer(this.count * BYTES));
+    const data = new Float32Array(new ArrayBuffer(this.count * 4));
     this.download(data);
     return data;
   }
@@ -103,11 +130,11 @@ export class Tensor implements Slice, Disposable {
     if (source.count !== this.count || source.dtype !== this.dtype) {
       throw new RangeError(`cannot copy [${source.shape.join(", ")}] into [${this.shape.join(", ")}]`);
     }
-    this.device.run("mantou_copy", this, source, this.count * BYTES);
+    this.device.run("mantou_copy", this, source, this.bytes);
   }
 
   zero(): void {
-    this.device.run("mantou_fill", this, 0, this.count * BYTES);
+    this.device.run("mantou_fill", this, 0, this.bytes);
   }
 
   /** Frees the memory, which views share. */
@@ -117,7 +144,7 @@ export class Tensor implements Slice, Disposable {
 
   #checkHost(data: Float32Array | Int32Array): void {
     const dtype = data instanceof Int32Array ? "int32" : "float32";
-    if (data.length !== this.count || dtype !== this.dtype) {
+    if (data.length !== this.count || (dtype === "int32") !== (this.dtype === "int32")) {
       throw new RangeError(
         `host data ${dtype} of ${data.length} elements does not match a ${this.dtype} tensor ` +
           `[${this.shape.join(", ")}]`,
