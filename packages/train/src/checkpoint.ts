@@ -5,36 +5,21 @@
  * Whole logical tensors, nothing about devices, threads or processes. A file appears under its name only when it is
  * complete.
  */
-import { type Hash, createHash } from "node:crypto";
 import { existsSync, readdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { type AdamW, type ResolvedModelConfig, SafetensorsError, SafetensorsFile, type Tensor } from "@mantou/model";
-import { type TensorEntry, type TransformerLM, safetensorsChunks, writeAtomically } from "@mantou/model";
-import { z } from "zod";
+import type { TensorEntry, TransformerLM } from "@mantou/model";
+import { type CheckpointContents, type CheckpointTarget, METADATA_KEY, type Manifest } from "./checkpoint-format.ts";
+import { asBytes, manifestSchema, startHash, writeCheckpoint } from "./checkpoint-format.ts";
 import { MODEL_USES } from "./config.ts";
 import { removeTemporaries } from "./temporaries.ts";
 
-const METADATA_KEY = "mantou.checkpoint";
-
-const manifestSchema = z.strictObject({
-  version: z.literal(1),
-  iteration: z.int().min(0),
-  /** Steps that the optimizer has taken: t of the bias correction; null for weights alone. */
-  optimizerSteps: z.int().min(0).nullable(),
-  model: z.record(z.string(), z.union([z.number(), z.string(), z.boolean()])),
-  /** Of the fields above and the tensors, see `startHash`. */
-  sha256: z.string(),
-});
-
-type Manifest = z.output<typeof manifestSchema>;
+export type { CheckpointTarget } from "./checkpoint-format.ts";
 
 /** A checkpoint that cannot be used; the message says why. */
 export class CheckpointError extends Error {
   override name = "CheckpointError";
 }
-
-/** Where bytes can go: a path, or anything that takes chunks in order. */
-export type CheckpointTarget = string | { write(chunk: Uint8Array): unknown };
 
 interface Trained {
   model: TransformerLM;
@@ -63,28 +48,33 @@ function entries({ model, optimizer }: Saved): (TensorEntry & { tensor: Tensor }
   ];
 }
 
-/** A hash that has taken in a manifest but for `sha256`, as JSON with sorted keys; the tensors follow in file order. */
-function startHash({ version, iteration, optimizerSteps, model }: Omit<Manifest, "sha256">): Hash {
-  const settings = Object.entries(model).sort(([a], [b]) => (a < b ? -1 : 1));
-  return createHash("sha256").update(JSON.stringify([version, iteration, optimizerSteps, settings]));
-}
-
-function asBytes(values: Float32Array): Uint8Array {
-  return new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
+/** A checkpoint's contents after `iteration` steps; tensors are copied when they are asked for. */
+function contentsOf(saved: Saved & { iteration: number }): CheckpointContents & { tensors: TensorEntry[] } {
+  const { model, optimizer, iteration } = saved;
+  const optimizerSteps = optimizer === null ? null : optimizer.stepCount;
+  return { about: { version: 1, iteration, optimizerSteps, model: { ...model.config } }, tensors: entries(saved) };
 }
 
 /** Writes a checkpoint after `iteration` steps; without an optimizer, of the weights alone. */
 export function saveCheckpoint(target: CheckpointTarget, saved: Saved & { iteration: number }): void {
-  const { model, optimizer, iteration } = saved;
-  const tensors = entries(saved);
-  const optimizerSteps = optimizer === null ? null : optimizer.stepCount;
-  const about = { version: 1 as const, iteration, optimizerSteps, model: { ...model.config } };
-  const hash = startHash(about);
-  for (const { data } of tensors) hash.update(asBytes(data()));
-  const manifest: Manifest = { ...about, sha256: hash.digest("hex") };
-  const chunks = safetensorsChunks(tensors, { format: "mantou", [METADATA_KEY]: JSON.stringify(manifest) });
-  if (typeof target === "string") writeAtomically(target, chunks);
-  else for (const chunk of chunks) target.write(chunk);
+  writeCheckpoint(target, contentsOf(saved));
+}
+
+/** A copy of all that a checkpoint holds, which can go to another thread. */
+export interface Snapshot {
+  about: CheckpointContents["about"];
+  tensors: { name: string; dtype: "F32"; shape: readonly number[]; values: Float32Array<ArrayBuffer> }[];
+}
+
+/** @param spare arrays to use again, of an earlier snapshot of the same model */
+export function takeSnapshot(saved: Saved & { iteration: number }, spare?: Float32Array<ArrayBuffer>[]): Snapshot {
+  const { about } = contentsOf(saved);
+  const tensors = entries(saved).map(({ name, shape, tensor }, i) => {
+    const values = spare?.[i] ?? new Float32Array(new ArrayBuffer(tensor.count * 4));
+    tensor.download(values);
+    return { name, dtype: "F32" as const, shape, values };
+  });
+  return { about, tensors };
 }
 
 /** What a checkpoint says of itself, without its tensors. @throws CheckpointError */
@@ -228,14 +218,21 @@ export function checkpointStep(path: string): number {
 }
 
 /**
- * Removes all but the newest `keep` checkpoints up to `iteration`, the one just saved. Later ones can only be damaged
- * ones that were passed over; they go too, lest they be counted among the newest. So does what killed writers left.
+ * Removes all but the newest `keep` checkpoints up to `iteration`, the one just saved, and those that `keeps` says must
+ * stay. Later ones can only be damaged ones that were passed over; they go too, lest they be counted among the newest.
+ * So does what killed writers left.
  */
-export function pruneCheckpoints(directory: string, keep: number, iteration: number): void {
+export function pruneCheckpoints(
+  directory: string,
+  keep: number,
+  iteration: number,
+  keeps: (step: number) => boolean = () => false,
+): void {
   const paths = listCheckpoints(directory);
   const sound = paths.filter((path) => checkpointStep(path) <= iteration);
   const late = paths.filter((path) => checkpointStep(path) > iteration);
-  for (const path of [...late, ...sound.slice(keep)]) rmSync(path, { force: true });
+  const old = sound.slice(keep).filter((path) => !keeps(checkpointStep(path)));
+  for (const path of [...late, ...old]) rmSync(path, { force: true });
   removeTemporaries(directory);
 }
 

@@ -194,6 +194,13 @@ export const trainConfigSchema = z.strictObject({
     .default(250)
     .meta({ group: "Checkpoints", description: "steps between checkpoints; 0: only at the end or when stopped" }),
   keepCheckpoints: count().default(2).meta({ group: "Checkpoints", description: "newest checkpoints kept" }),
+  keepEvery: countOrZero()
+    .default(0)
+    .meta({ group: "Checkpoints", description: "checkpoints of every so many steps are kept as well; 0: none" }),
+  keepBest: z.boolean().default(false).meta({
+    group: "Checkpoints",
+    description: "save and keep the checkpoint of the lowest validation loss as well",
+  }),
 
   device: z
     .enum(["auto", "cpu", "cuda"])

@@ -7,7 +7,8 @@ import { mkdirSync } from "node:fs";
 import { join } from "node:path";
 import { AdamW, type TransformerLM, deriveSeed, generate } from "@mantou/model";
 import type { Tokenizer } from "@mantou/tokenizer";
-import { checkpointName, loadCheckpoint, loadNewest, pruneCheckpoints, saveCheckpoint } from "./checkpoint.ts";
+import { checkpointName, loadCheckpoint, loadNewest, pruneCheckpoints } from "./checkpoint.ts";
+import { CheckpointWriter } from "./checkpoint-writer.ts";
 import type { SettledConfig } from "./config.ts";
 import { BatchReader, type TokenSource, checkLength } from "./dataset.ts";
 import { Skips, firstNonFinite, spikeAbove } from "./divergence.ts";
@@ -124,16 +125,22 @@ export async function train(
   const begun = restore();
   if (begun !== undefined && begun > 0) events.onResume?.(begun);
   const metricsFile = new MetricsWriter(run.metrics);
-  const checkpoint = (step: number) => {
+  await using writer = new CheckpointWriter();
+  const checkpoint = async (step: number) => {
+    // What a checkpoint's run goes on after must be on the disk before it.
     metricsFile.flush();
     const path = join(run.checkpoints, checkpointName(step));
-    saveCheckpoint(path, { model, optimizer, iteration: step });
+    const best = bestStep(history);
+    const keeps = (old: number) =>
+      (config.keepEvery > 0 && old % config.keepEvery === 0) || (config.keepBest && old === best);
+    await writer.save(path, { model, optimizer, iteration: step }, () => {
+      pruneCheckpoints(run.checkpoints, config.keepCheckpoints, step, keeps);
+      events.onCheckpoint?.(path);
+    });
     saved = step;
-    pruneCheckpoints(run.checkpoints, config.keepCheckpoints, step);
-    events.onCheckpoint?.(path);
   };
   // There must be something to go back to.
-  if (begun === undefined && config.onDivergence === "skip") checkpoint(0);
+  if (begun === undefined && config.onDivergence === "skip") await checkpoint(0);
 
   let step = saved;
   while (step < steps && !signal?.aborted) {
@@ -172,6 +179,7 @@ export async function train(
     }
     if (problem !== undefined) {
       metricsFile.flush();
+      await writer.finish();
       const where = `its batch: ${batches.describe(batchSeed, (step - 1) * accumulation, accumulation)}`;
       const error = diverged(`step ${step} diverged: ${problem}; ${where}`, lr, saved, run);
       const skipped = config.onDivergence === "skip" ? skips.add(step, saved) : undefined;
@@ -192,13 +200,24 @@ export async function train(
       appendSample(run.samples, step, text);
       events.onSample?.(step, text);
     }
-    if (due(config.checkpointInterval, step)) checkpoint(step);
+    const isBest = config.keepBest && step === bestStep(history);
+    if (due(config.checkpointInterval, step) || isBest) await checkpoint(step);
     // Signals are heard only when the event loop turns.
     await new Promise((resolve) => setImmediate(resolve));
   }
-  if (saved !== step) checkpoint(step);
+  if (saved !== step) await checkpoint(step);
+  await writer.finish();
   metricsFile.flush();
   return { step, stopped: step < steps, history };
+}
+
+/** The step with the lowest validation loss so far. */
+function bestStep(history: StepMetrics[]): number | undefined {
+  let best: StepMetrics | undefined;
+  for (const metrics of history) {
+    if (metrics.valLoss !== undefined && metrics.valLoss < (best?.valLoss ?? Number.POSITIVE_INFINITY)) best = metrics;
+  }
+  return best?.step;
 }
 
 /** What is wrong, and with which parameter first. */
