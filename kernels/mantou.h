@@ -30,7 +30,9 @@
 extern "C" {
 #endif
 
+#ifndef MANTOU_API
 #define MANTOU_API __attribute__((visibility("default")))
+#endif
 #define MANTOU_ABI_VERSION 2
 
 enum mantou_status {

@@ -7,7 +7,7 @@
 
 #include "rope.h"
 
-namespace mantou {
+MANTOU_NAMESPACE
 
 // Queries and keys per tile: a tile of scores (16 KiB) and the tiles that it comes from stay in the first-level cache.
 constexpr int64_t BLOCK = 64;
@@ -66,6 +66,7 @@ inline void multiply_tiles(int64_t rows, int64_t columns, int64_t k, const float
            accumulate);
 }
 
+}
 }  // namespace mantou
 
 // The checks that the entries of causal attention have in common.

@@ -118,6 +118,8 @@ int32_t mantou_context_create(int32_t device, int32_t threads, mantou_context** 
     threads = available_cpus();
     if (threads > MAX_THREADS) threads = MAX_THREADS;
   }
+  const mantou::InstructionSet* instructions = mantou::select_instruction_set(std::getenv("MANTOU_INSTRUCTIONS"));
+  if (!instructions) return MANTOU_UNSUPPORTED;
   const int64_t bytes = threads * SCRATCH_BYTES;
   void* scratch = nullptr;
   mantou_context* created = new (std::nothrow) mantou_context;
@@ -128,6 +130,7 @@ int32_t mantou_context_create(int32_t device, int32_t threads, mantou_context** 
   }
   created->threads = threads;
   created->scratch = static_cast<char*>(scratch);
+  created->instructions = instructions;
   *context = created;
   return MANTOU_OK;
 }
@@ -163,20 +166,6 @@ static void processor_model(char* text, size_t capacity) {
 #endif
 }
 
-#if defined(__AVX512F__)
-static const char INSTRUCTIONS[] = "AVX-512";
-#elif defined(__AVX2__)
-static const char INSTRUCTIONS[] = "AVX2";
-#elif defined(__AVX__)
-static const char INSTRUCTIONS[] = "AVX";
-#elif defined(__SSE2__)
-static const char INSTRUCTIONS[] = "SSE2";
-#elif defined(__ARM_NEON)
-static const char INSTRUCTIONS[] = "NEON";
-#else
-static const char INSTRUCTIONS[] = "no vector instructions";
-#endif
-
 int32_t mantou_context_describe(mantou_context* context, char* text, int64_t capacity) {
   CHECK_NOT_NULL(context);
   CHECK_NOT_NULL(text);
@@ -184,6 +173,6 @@ int32_t mantou_context_describe(mantou_context* context, char* text, int64_t cap
   char model[512];
   processor_model(model, sizeof model);
   std::snprintf(text, static_cast<size_t>(capacity), "%s, %d thread%s, %s", model, context->threads,
-                context->threads == 1 ? "" : "s", INSTRUCTIONS);
+                context->threads == 1 ? "" : "s", context->instructions->text);
   return MANTOU_OK;
 }

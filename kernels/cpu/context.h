@@ -9,7 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "../mantou.h"
+#include "dispatch.h"
 
 // Bytes of scratch memory that each thread owns (packed blocks of matrices, attention tiles).
 constexpr int64_t SCRATCH_BYTES = int64_t{4} << 20;
@@ -17,9 +17,10 @@ constexpr int64_t SCRATCH_BYTES = int64_t{4} << 20;
 struct mantou_context {
   int threads;
   char* scratch;  // threads * SCRATCH_BYTES, aligned to 4096
+  const mantou::InstructionSet* instructions;
 
   template <typename T>
-  T* thread_scratch(int thread) const {
+  __attribute__((always_inline)) T* thread_scratch(int thread) const {
     return reinterpret_cast<T*>(scratch + thread * SCRATCH_BYTES);
   }
 };
@@ -28,6 +29,10 @@ namespace mantou {
 
 // Keeps the text for mantou_last_error and returns `status`.
 __attribute__((format(printf, 2, 3))) int32_t fail(int32_t status, const char* format, ...);
+
+}  // namespace mantou
+
+MANTOU_NAMESPACE
 
 // Floats that a thread should have to pass over before it is worth waking: entering a parallel region costs 2 to 5
 // microseconds.
@@ -46,6 +51,7 @@ void parallel_for(const mantou_context* context, int64_t count, int64_t grain, c
 template <typename Body>
 void parallel_elements(const mantou_context* context, int64_t count, const Body& body);
 
+}
 }  // namespace mantou
 
 // Returns MANTOU_INVALID_ARGUMENT from the calling function, naming it and what was wrong, unless `condition` holds.
@@ -65,7 +71,7 @@ void parallel_elements(const mantou_context* context, int64_t count, const Body&
 #include <omp.h>
 
 template <typename Body>
-void mantou::parallel_for(const mantou_context* context, int64_t count, int64_t grain, const Body& body) {
+void mantou::MANTOU_TARGET::parallel_for(const mantou_context* context, int64_t count, int64_t grain, const Body& body) {
   if (count <= 0) return;
   const int64_t most = (count + grain - 1) / grain;
   const int threads = static_cast<int>(most < context->threads ? most : context->threads);
@@ -82,7 +88,7 @@ void mantou::parallel_for(const mantou_context* context, int64_t count, int64_t 
 }
 
 template <typename Body>
-void mantou::parallel_elements(const mantou_context* context, int64_t count, const Body& body) {
+void mantou::MANTOU_TARGET::parallel_elements(const mantou_context* context, int64_t count, const Body& body) {
   parallel_for(context, count / GRAIN + (count % GRAIN != 0), 1, [&](int64_t first, int64_t last, int) {
     for (int64_t begin = first * GRAIN; first < last; first++, begin += GRAIN)
       body(begin, count - begin < GRAIN ? count : begin + GRAIN);

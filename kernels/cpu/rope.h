@@ -4,7 +4,7 @@
 
 #include "tile.h"
 
-namespace mantou {
+MANTOU_NAMESPACE
 
 template <int... I>
 inline Vector rotate_pairs(Vector x, Vector table, Vector sign, std::integer_sequence<int, I...>) {
@@ -29,4 +29,5 @@ inline void rotate_row(int64_t dim, const float* table, bool inverse, const From
   });
 }
 
+}
 }  // namespace mantou

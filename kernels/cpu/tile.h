@@ -14,7 +14,7 @@
 
 #include "vector.h"
 
-namespace mantou {
+MANTOU_NAMESPACE
 
 #if defined(__AVX512F__)
 constexpr int MR = 14, NV = 2;  // 28 of 32 registers
@@ -120,4 +120,5 @@ inline void transpose(Vector (&rows)[LANES]) {
   if constexpr (LANES > 8) transpose_step<8>(rows);
 }
 
+}
 }  // namespace mantou

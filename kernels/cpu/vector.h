@@ -11,9 +11,9 @@
 #include <cstring>
 #include <type_traits>
 
-#include "../mantou.h"
+#include "dispatch.h"
 
-namespace mantou {
+MANTOU_NAMESPACE
 
 #if defined(__AVX512F__)
 constexpr int LANES = 16;
@@ -211,4 +211,5 @@ inline Vector exp(Vector x) {
 // 1 / (1 + e^-x)
 inline Vector sigmoid(Vector x) { return 1.0f / (1.0f + exp(-x)); }
 
+}
 }  // namespace mantou

@@ -114,8 +114,10 @@ describe("a library", () => {
     expect(lines[0]).toMatch(/^Compiled the CPU kernels with fake c\+\+ 1\.0 in \d+\.\d s/);
     expect(lines[0]).toContain(dirname(path));
     const units = readdirSync(join(root, "kernels/cpu")).filter((name) => name.endsWith(".cpp"));
-    expect(calls("compile").length).toBe(units.length);
     for (const unit of units) expect(calls("compile").some((call) => call.includes(`/${unit} `))).toBe(true);
+    // Operations once per instruction set, what they share once.
+    const compiled = (unit: string) => calls("compile").filter((call) => call.includes(`/${unit} `)).length;
+    expect([compiled("matmul.cpp"), compiled("context.cpp")]).toEqual([process.arch === "x64" ? 3 : 1, 1]);
     expect(calls("link").length).toBe(1);
     // Moved into place, not copied: under its name it is never half there.
     expect(calls("inode of link")[0]).toStartWith(`inode of link ${statSync(path).ino} `);

@@ -1,21 +1,37 @@
 /**
  * Builds the native library from `kernels/` when it is needed: `build/<backend>-<hash>/libmantou.<so|dylib>`, where the
- * hash covers sources, flags, compiler and processor. The library appears under its name only when it is complete, and
- * one process builds while others wait for it.
+ * hash covers sources, flags and compiler; it serves every processor of its architecture. The library appears under its
+ * name only when it is complete, and one process builds while others wait for it.
  */
 import { createHash } from "node:crypto";
 import { closeSync, existsSync, mkdirSync, openSync, readFileSync, readdirSync } from "node:fs";
 import { renameSync, rmSync, statSync, writeSync } from "node:fs";
-import { cpus } from "node:os";
+import { availableParallelism } from "node:os";
 import { basename, join, resolve } from "node:path";
 
 /** The repository's root: kernels/ and build/ lie there. */
 export const root = resolve(import.meta.dir, "../../..");
 
 const FLAGS = (
-  "-std=c++17 -O3 -march=native -ffp-contract=fast -fno-math-errno -fno-trapping-math " +
+  "-std=c++17 -O3 -ffp-contract=fast -fno-math-errno -fno-trapping-math " +
   "-fopenmp -fPIC -fvisibility=hidden -Wall -Wextra"
 ).split(" ");
+
+/** Files that are compiled once; every other one holds operations and is compiled for each instruction set. */
+const SHARED = ["context.cpp", "dispatch.cpp", "file.cpp", "instructions.cpp", "memory.cpp"];
+
+/** The instruction sets that one library serves, with their flags (see kernels/cpu/dispatch.h). */
+const AVX2 = "-mavx2 -mfma -mf16c -mbmi -mbmi2";
+const TARGETS: Record<string, string> =
+  process.arch === "x64"
+    ? {
+        sse2: "",
+        avx2: AVX2,
+        avx512: `${AVX2} -mavx512f -mavx512bw -mavx512cd -mavx512dq -mavx512vl -mprefer-vector-width=512`,
+      }
+    : process.arch === "arm64"
+      ? { neon: "" }
+      : { generic: "" };
 
 const EXTENSION = process.platform === "darwin" ? "dylib" : "so";
 
@@ -49,19 +65,6 @@ export function findCompiler(environment: Record<string, string | undefined> = p
   );
 }
 
-/** The processor, as far as `-march=native` depends on it. */
-function processor(): string {
-  try {
-    const lines = readFileSync("/proc/cpuinfo", "utf8").split("\n");
-    return lines
-      .filter((line) => /^(model name|flags|Features|CPU part)\s*:/.test(line))
-      .slice(0, 2)
-      .join("\n");
-  } catch {
-    return `${process.arch} ${cpus()[0]?.model}`;
-  }
-}
-
 export interface BuildOptions {
   /** Receives one line when something is compiled. Default: standard error. */
   log?: (line: string) => void;
@@ -74,7 +77,7 @@ export interface BuildOptions {
 }
 
 /**
- * Path of the CPU library, compiled first if sources, flags, compiler or processor changed.
+ * Path of the CPU library, compiled first if sources, flags or compiler changed.
  * $MANTOU_LIBRARY names a library to use as it is (sanitizer builds).
  * @throws BuildError without a compiler, or with the compiler's messages when it fails.
  */
@@ -86,7 +89,7 @@ export function buildCpuLibrary(options: BuildOptions = {}): string {
   const files = readdirSync(sources)
     .filter((name) => /\.(cpp|h)$/.test(name))
     .sort();
-  const hash = createHash("sha256").update(JSON.stringify([FLAGS, compiler, processor()]));
+  const hash = createHash("sha256").update(JSON.stringify([FLAGS, TARGETS, compiler, process.arch]));
   for (const path of [join(root, "kernels/mantou.h"), ...files.map((name) => join(sources, name))]) {
     hash.update(basename(path)).update("\0").update(readFileSync(path)).update("\0");
   }
@@ -96,13 +99,13 @@ export function buildCpuLibrary(options: BuildOptions = {}): string {
   mkdirSync(directory, { recursive: true });
   return withLock(join(directory, "lock"), () => {
     if (existsSync(library) && !options.force) return library;
-    const units = files.filter((name) => name.endsWith(".cpp")).map((name) => join(sources, name));
+    const units = files.filter((name) => name.endsWith(".cpp"));
     compile(compiler, units, directory, library, options.log ?? ((line) => console.error(line)));
     return library;
   });
 }
 
-/** Compiles every unit side by side, links them, and moves the library into place. */
+/** Compiles every unit, as many side by side as there are processors, links them, and moves the library into place. */
 function compile(
   compiler: Compiler,
   units: string[],
@@ -114,16 +117,26 @@ function compile(
   const scratch = join(directory, `objects-${process.pid}`);
   mkdirSync(scratch, { recursive: true });
   try {
+    const jobs = units.flatMap((unit) => {
+      const job = (target: string, flags: string) => {
+        const object = join(scratch, `${basename(unit, ".cpp")}-${target}.o`);
+        return { object, flags: [...flags.split(" "), "-c", join(root, "kernels/cpu", unit), "-o", object] };
+      };
+      if (SHARED.includes(unit)) return [job("shared", "")];
+      return Object.entries(TARGETS).map(([name, flags]) => job(name, `-DMANTOU_TARGET=${name} ${flags}`));
+    });
     // A shell starts the compilers side by side, since this function must not return before they end.
-    const objects = units.map((unit) => join(scratch, `${basename(unit, ".cpp")}.o`));
-    const script =
-      'cxx=$1; shift; pids=""; for pair do "$cxx" ' +
-      `${FLAGS.join(" ")} -c "\${pair%%|*}" -o "\${pair#*|}" & pids="$pids $!"; done; ` +
-      "failed=0; for pid in $pids; do wait $pid || failed=1; done; exit $failed";
-    const pairs = units.map((unit, i) => `${unit}|${objects[i]}`);
-    run(["sh", "-c", script, "sh", compiler.command, ...pairs], compiler);
+    const quoted = (words: string[]) =>
+      words.filter((word) => word).map((word) => `'${word.replaceAll("'", "'\\''")}'`);
+    const queues = Array.from({ length: Math.min(availableParallelism(), jobs.length) }, (_, worker) => {
+      const own = jobs.filter((_job, i) => i % availableParallelism() === worker);
+      const commands = own.map(({ flags }) => quoted([compiler.command, ...FLAGS, ...flags]).join(" "));
+      return `{ ${commands.join(" && ")}; } & pids="$pids $!"`;
+    });
+    const wait = "failed=0; for pid in $pids; do wait $pid || failed=1; done; exit $failed";
+    run(["sh", "-c", [...queues, wait].join("\n")], compiler);
     const linked = join(scratch, basename(library));
-    run([compiler.command, "-shared", "-fopenmp", "-o", linked, ...objects], compiler);
+    run([compiler.command, "-shared", "-fopenmp", "-o", linked, ...jobs.map(({ object }) => object)], compiler);
     renameSync(linked, library);
   } finally {
     rmSync(scratch, { recursive: true, force: true });
