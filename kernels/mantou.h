@@ -119,6 +119,10 @@ MANTOU_API int32_t mantou_file_read(mantou_file* file, int64_t offset, int64_t b
 MANTOU_API int32_t mantou_file_gather(mantou_file* file, int64_t offset, int32_t width, int64_t count, int64_t length,
                                       const double* starts, int64_t vocab_size, int32_t* tokens);
 
+/* Asks the system to read the same runs from the disk ahead of mantou_file_gather, and returns without waiting. */
+MANTOU_API int32_t mantou_file_prefetch(mantou_file* file, int64_t offset, int32_t width, int64_t count, int64_t length,
+                                        const double* starts);
+
 /* ---- elementwise ------------------------------------------------------------------------------------------------ */
 
 /* output[i] = input[i], converted from input_dtype to output_dtype (round to nearest even). */

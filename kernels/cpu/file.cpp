@@ -149,33 +149,62 @@ static int32_t gather(const char* function, const mantou_file* file, int64_t off
   return MANTOU_OK;
 }
 
-int32_t mantou_file_gather(mantou_file* file, int64_t offset, int32_t width, int64_t count, int64_t length,
-                           const double* starts, int64_t vocab_size, int32_t* tokens) {
-  CHECK_NOT_NULL(file);
-  CHECK_NOT_NEGATIVE(count);
-  CHECK_NOT_NEGATIVE(length);
-  CHECK(width == 2 || width == 4, "%s: width is %d; tokens are 2 or 4 bytes wide", __func__, width);
-  CHECK(offset >= 0 && offset <= file->size, "%s: offset %lld is not within '%s' (%lld bytes)", __func__,
-        static_cast<long long>(offset), file->path, static_cast<long long>(file->size));
-  CHECK(vocab_size >= 1 && vocab_size <= int64_t{1} << 31, "%s: vocab_size is %lld; it must be 1 to 2^31", __func__,
-        static_cast<long long>(vocab_size));
-  if (count == 0 || length == 0) return MANTOU_OK;
-  CHECK_NOT_NULL(starts);
-  CHECK_NOT_NULL(tokens);
+// What gather and prefetch have in common: runs within the file.
+static int32_t check_runs(const char* function, const mantou_file* file, int64_t offset, int32_t width, int64_t count,
+                          int64_t length, const double* starts) {
+  const auto refuse = [&](auto... arguments) { return mantou::fail(MANTOU_INVALID_ARGUMENT, arguments...); };
+  if (width != 2 && width != 4) return refuse("%s: width is %d; tokens are 2 or 4 bytes wide", function, width);
+  if (offset < 0 || offset > file->size)
+    return refuse("%s: offset %lld is not within '%s' (%lld bytes)", function, static_cast<long long>(offset),
+                  file->path, static_cast<long long>(file->size));
   const int64_t total = (file->size - offset) / width;
   for (int64_t i = 0; i < count; i++) {
     // Compared as doubles first: a conversion of NaN or of what does not fit is undefined.
     const bool whole = starts[i] >= 0 && starts[i] <= 9007199254740992.0 &&
                        static_cast<double>(static_cast<int64_t>(starts[i])) == starts[i];
-    CHECK(whole, "%s: starts[%lld] is %g; it must be a whole number from 0", __func__, static_cast<long long>(i),
-          starts[i]);
-    CHECK(length <= total && static_cast<int64_t>(starts[i]) <= total - length,
-          "%s: run %lld, %lld tokens from token %.0f, reaches past the end of '%s' (%lld tokens)", __func__,
-          static_cast<long long>(i), static_cast<long long>(length), starts[i], file->path,
-          static_cast<long long>(total));
+    if (!whole)
+      return refuse("%s: starts[%lld] is %g; it must be a whole number from 0", function, static_cast<long long>(i),
+                    starts[i]);
+    if (length > total || static_cast<int64_t>(starts[i]) > total - length)
+      return refuse("%s: run %lld, %lld tokens from token %.0f, reaches past the end of '%s' (%lld tokens)", function,
+                    static_cast<long long>(i), static_cast<long long>(length), starts[i], file->path,
+                    static_cast<long long>(total));
   }
-  const int32_t status = check_unshortened(__func__, file);
+  return MANTOU_OK;
+}
+
+int32_t mantou_file_gather(mantou_file* file, int64_t offset, int32_t width, int64_t count, int64_t length,
+                           const double* starts, int64_t vocab_size, int32_t* tokens) {
+  CHECK_NOT_NULL(file);
+  CHECK_NOT_NEGATIVE(count);
+  CHECK_NOT_NEGATIVE(length);
+  CHECK(vocab_size >= 1 && vocab_size <= int64_t{1} << 31, "%s: vocab_size is %lld; it must be 1 to 2^31", __func__,
+        static_cast<long long>(vocab_size));
+  if (count > 0) CHECK_NOT_NULL(starts);
+  int32_t status = check_runs(__func__, file, offset, width, length == 0 ? 0 : count, length, starts);
+  if (status != MANTOU_OK || count == 0 || length == 0) return status;
+  CHECK_NOT_NULL(tokens);
+  status = check_unshortened(__func__, file);
   if (status != MANTOU_OK) return status;
   return width == 2 ? gather<uint16_t>(__func__, file, offset, count, length, starts, vocab_size, tokens)
                     : gather<uint32_t>(__func__, file, offset, count, length, starts, vocab_size, tokens);
+}
+
+int32_t mantou_file_prefetch(mantou_file* file, int64_t offset, int32_t width, int64_t count, int64_t length,
+                             const double* starts) {
+  CHECK_NOT_NULL(file);
+  CHECK_NOT_NEGATIVE(count);
+  CHECK_NOT_NEGATIVE(length);
+  if (count > 0) CHECK_NOT_NULL(starts);
+  const int32_t status = check_runs(__func__, file, offset, width, length == 0 ? 0 : count, length, starts);
+  if (status != MANTOU_OK || length == 0) return status;
+  const int64_t page = sysconf(_SC_PAGESIZE);
+  for (int64_t i = 0; i < count; i++) {
+    const int64_t first = offset + static_cast<int64_t>(starts[i]) * width;
+    const int64_t begin = first / page * page;
+    // Advice may be ignored; what is not read ahead is read by gather.
+    (void)madvise(const_cast<unsigned char*>(file->data) + begin, static_cast<size_t>(first + length * width - begin),
+                  MADV_WILLNEED);
+  }
+  return MANTOU_OK;
 }

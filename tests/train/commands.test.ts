@@ -9,7 +9,7 @@ import { openDevice } from "@mantou/model";
 import { Tokenizer } from "@mantou/tokenizer";
 import { loadTokenizer } from "@mantou/tokenizer/files";
 import { ArrayTokens } from "../../packages/train/src/dataset.ts";
-import { type StepMetrics, readMetrics } from "../../packages/train/src/metrics.ts";
+import { MACHINE_FIELDS, type StepMetrics, readMetrics } from "../../packages/train/src/metrics.ts";
 import { loadRun } from "../../packages/train/src/run.ts";
 import { cosineLearningRate } from "../../packages/train/src/schedule.ts";
 import { RunDirectory } from "../../packages/train/src/run.ts";
@@ -71,7 +71,15 @@ describe("train", () => {
   });
 
   test("leaves a run directory with all that is promised, and nothing else", () => {
-    const promised = ["checkpoints", "config.json", "data", "metrics.jsonl", "samples.txt", "tokenizer.json"];
+    const promised = [
+      "checkpoints",
+      "config.json",
+      "data",
+      "metrics.jsonl",
+      "samples.txt",
+      "tensorboard",
+      "tokenizer.json",
+    ];
     expect(readdirSync(run).sort()).toEqual(promised);
     expect(readdirSync(join(run, "data")).sort()).toEqual(["train.bin", "train.bin.json", "val.bin", "val.bin.json"]);
     // The folder is also the home directory, where Bun keeps what it knows of itself.
@@ -85,10 +93,28 @@ describe("train", () => {
     const schedule = { maxLearningRate: 0.003, minLearningRate: 0.0003, warmupIters: 1, cosineCycleIters: 30 };
     let before = 0;
     for (const line of all) {
-      const keys: (keyof StepMetrics)[] = ["step", "time", "tokens", "loss", "lr", "gradNorm", "tokensPerSecond"];
-      if (line.step % 10 === 0) keys.push("valLoss");
+      const keys: (keyof StepMetrics)[] = [
+        "step",
+        "time",
+        "tokens",
+        "loss",
+        "lr",
+        "gradNorm",
+        ...MACHINE_FIELDS.slice(1),
+      ];
+      const validated: (keyof StepMetrics)[] = [
+        "valLoss",
+        "valPerplexity",
+        "valBitsPerByte",
+        "paramNorm",
+        "updateRatio",
+      ];
+      if (line.step % 10 === 0) keys.push(...validated, "norms");
       expect(Object.keys(line).sort()).toEqual(keys.sort());
-      for (const value of Object.values(line)) expect(Number.isFinite(value)).toBe(true);
+      const { norms = {}, ...numbers } = line;
+      for (const value of [...Object.values(numbers), ...Object.values(norms)]) {
+        expect(Number.isFinite(value)).toBe(true);
+      }
       expect(line.tokens).toBe(line.step * 4 * 16);
       expect(line.lr).toBe(cosineLearningRate(line.step, schedule));
       expect(line.time).toBeGreaterThanOrEqual(before);

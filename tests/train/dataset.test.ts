@@ -129,7 +129,7 @@ describe("what a .bin must be", () => {
     expect(refusal(() => open(path())).message).toContain(`there is no data set ${path()}`);
     writeTokens(path(), [Int32Array.of(1)], about);
     rmSync(sidecarPath(path()));
-    expect(refusal(() => open(path())).message).toContain("has no sidecar");
+    expect(refusal(() => readSidecar(path())).message).toContain("has no sidecar");
     writeFileSync(sidecarPath(path()), '{"format":');
     expect(refusal(() => open(path())).message).toContain("is not valid JSON");
     for (const change of [{ dtype: "int8" }, { count: -1 }, { version: 2 }, { format: "x" }, { extra: 1 }]) {

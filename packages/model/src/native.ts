@@ -293,6 +293,12 @@ export class MappedFile implements Disposable {
     this.native.call("mantou_file_gather", this, offset, width, starts.length, length, starts, vocabSize, tokens);
   }
 
+  /** Begins to read the same runs from the disk, without waiting. @throws NativeError for a run past the end */
+  prefetch(layout: { offset: number; width: number }, starts: Float64Array, length: number): void {
+    const { offset, width } = layout;
+    this.native.call("mantou_file_prefetch", this, offset, width, starts.length, length, starts);
+  }
+
   [Symbol.dispose](): void {
     const unmap = this.#unmap;
     this.#unmap = undefined;

@@ -37,6 +37,7 @@ export const symbols = {
   mantou_file_size: status(P, P),
   mantou_file_read: status(P, I, I, P),
   mantou_file_gather: status(P, I, "i32", I, I, P, I, P),
+  mantou_file_prefetch: status(P, I, "i32", I, I, P),
 
   mantou_cast: status("context", I, "i32", P, "i32", P),
   mantou_add: status("context", "i32", I, P, P, P),

@@ -103,11 +103,12 @@ export const trainConfigSchema = z.strictObject({
     placeholder: "DIR",
   }),
 
-  data: z
-    .string()
-    .min(1)
-    .optional()
-    .meta({ group: "Data", description: "text to train on; none: short stories are generated", placeholder: "FILE" }),
+  data: z.string().min(1).optional().meta({
+    group: "Data",
+    description:
+      "text to train on, tokens (.bin, .npy), or a directory of `data prepare`; none: short stories are generated",
+    placeholder: "FILE",
+  }),
   val: z
     .string()
     .min(1)
@@ -119,6 +120,10 @@ export const trainConfigSchema = z.strictObject({
     .lt(1)
     .default(0.1)
     .meta({ group: "Data", description: "part of the text, at its end, kept for validation when there is no --val" }),
+  order: z.enum(["random", "shuffled"]).default("random").meta({
+    group: "Data",
+    description: "random: windows from anywhere; shuffled: every window once an epoch, in a new order each",
+  }),
 
   tokenizer: tokenizerSchema,
   model: modelSchema,

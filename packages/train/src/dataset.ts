@@ -4,9 +4,10 @@
  * is a function of (seed, n) alone: a resumed run, or one spread over several processes, sees the same data.
  */
 import { existsSync, readFileSync, rmSync } from "node:fs";
-import { type Device, type MappedFile, uniform, writeAtomically } from "@mantou/model";
+import { type Device, type MappedFile, writeAtomically } from "@mantou/model";
 import { z } from "zod";
 import { UserError } from "./errors.ts";
+import { type Order, startOf } from "./order.ts";
 import { OutputFile } from "./output-file.ts";
 
 /** Tokens that can be read in runs. */
@@ -15,6 +16,8 @@ export interface TokenSource {
   readonly count: number;
   /** Copies the runs that begin at `starts`, `length` tokens each, to `target` (int32 [starts.length, length]). */
   gather(starts: Float64Array, length: number, target: Int32Array): void;
+  /** Begins to fetch the same runs from the disk, without waiting for them. */
+  prefetch?(starts: Float64Array, length: number): void;
 }
 
 /** Tokens in memory. */
@@ -153,7 +156,8 @@ export class TokenFile implements TokenSource, Disposable {
   readonly count: number;
 
   /**
-   * Opens `NAME.bin` (with its sidecar) or `NAME.npy` (one axis of uint16 or uint32).
+   * Opens `NAME.bin` with its sidecar, `NAME.npy` (one axis of uint16 or uint32), or any other file of raw tokens, which
+   * are uint16, or uint32 where the vocabulary needs it.
    * @throws UserError for a file that is damaged, made by another tokenizer or for a larger vocabulary
    */
   constructor(
@@ -162,7 +166,8 @@ export class TokenFile implements TokenSource, Disposable {
     expected: DatasetExpectation,
   ) {
     if (!existsSync(path)) throw new UserError(`there is no data set ${path}`, { fix: "check the path" });
-    const sidecar = path.endsWith(".npy") ? undefined : readSidecar(path);
+    const isBare = path.endsWith(".npy") || !existsSync(sidecarPath(path));
+    const sidecar = isBare ? undefined : readSidecar(path);
     if (sidecar) checkSidecar(path, sidecar, expected);
     this.#file = device.mapFile(path);
     try {
@@ -178,7 +183,8 @@ export class TokenFile implements TokenSource, Disposable {
           });
         }
       } else {
-        const { offset, width, count } = readNpyHeader(this.#file, path);
+        const isNpy = path.endsWith(".npy");
+        const { offset, width, count } = isNpy ? readNpyHeader(this.#file, path) : rawLayout(path, bytes, vocabSize);
         this.#layout = { offset, width, vocabSize };
         this.count = count;
       }
@@ -192,9 +198,23 @@ export class TokenFile implements TokenSource, Disposable {
     this.#file.gather(this.#layout, starts, length, target);
   }
 
+  prefetch(starts: Float64Array, length: number): void {
+    this.#file.prefetch(this.#layout, starts, length);
+  }
+
   [Symbol.dispose](): void {
     this.#file[Symbol.dispose]();
   }
+}
+
+function rawLayout(path: string, bytes: number, vocabSize: number): { offset: number; width: number; count: number } {
+  const width = vocabSize <= 0x1_0000 ? 2 : 4;
+  if (bytes % width !== 0) {
+    throw new UserError(`${path} has ${bytes} bytes, which are no whole number of uint${8 * width} tokens`, {
+      fix: "give a whole file of raw tokens, one with its sidecar, or a .npy",
+    });
+  }
+  return { offset: 0, width, count: bytes / width };
 }
 
 function checkSidecar(path: string, sidecar: Sidecar, expected: DatasetExpectation): void {
@@ -269,11 +289,6 @@ export class BatchReader {
     this.#batch = { inputs: new Int32Array(size), targets: new Int32Array(size) };
   }
 
-  /** Places where a run can start. */
-  get starts(): number {
-    return this.source.count - this.contextLength;
-  }
-
   /** The batch whose runs begin at `starts`, at most batchSize of them. The arrays are used again by the next call. */
   read(starts: Float64Array): Batch {
     const { contextLength: length } = this;
@@ -288,21 +303,33 @@ export class BatchReader {
     return { inputs: inputs.subarray(0, size), targets: targets.subarray(0, size) };
   }
 
-  /** Batch `step` of the random order under `seed`: samples step · batchSize …, every start equally likely. */
-  random(seed: number, step: number): Batch {
-    return this.read(this.#randomStarts(seed, step));
+  /** Batch `step` of an order under `seed`: samples step · batchSize …. */
+  at(order: Order, seed: number, step: number): Batch {
+    return this.read(this.#starts(order, seed, step));
   }
 
-  /** The places of `count` batches of the random order, for a message: the first few of them. */
-  describe(seed: number, step: number, count = 1): string {
-    const starts = Array.from({ length: count }, (_, i) => [...this.#randomStarts(seed, step + i)]).flat();
+  /** Batch `step` of the random order. */
+  random(seed: number, step: number): Batch {
+    return this.at("random", seed, step);
+  }
+
+  /** Begins to fetch a batch from the disk, so that reading it will not have to wait. */
+  prefetch(order: Order, seed: number, step: number): void {
+    this.source.prefetch?.(this.#starts(order, seed, step), this.contextLength + 1);
+  }
+
+  /** The places of `count` batches, for a message: the first few of them. */
+  describe(order: Order, seed: number, step: number, count = 1): string {
+    const starts = Array.from({ length: count }, (_, i) => [...this.#starts(order, seed, step + i)]).flat();
     const shown = starts.slice(0, 4).join(", ");
     return `the ${this.contextLength + 1} tokens from each of ${shown}${starts.length > 4 ? " …" : ""}`;
   }
 
-  #randomStarts(seed: number, step: number): Float64Array {
-    const first = step * this.batchSize;
-    return Float64Array.from({ length: this.batchSize }, (_, i) => Math.floor(uniform(seed, first + i) * this.starts));
+  #starts(order: Order, seed: number, step: number): Float64Array {
+    const { source, batchSize, contextLength } = this;
+    return Float64Array.from({ length: batchSize }, (_, i) =>
+      startOf(order, seed, step * batchSize + i, source.count, contextLength),
+    );
   }
 
   /** At most `batches` batches that cover the data evenly and without overlap, the same every time. */

@@ -1,9 +1,12 @@
 /**
- * A run's metrics: `metrics.jsonl`, one JSON object a line and step. Lines are collected and written together, and
- * always before a checkpoint, so that a resumed run can cut off exactly what came after its checkpoint.
+ * A run's metrics: `metrics.jsonl`, one JSON object a line and step, and the same as TensorBoard events. Lines are
+ * collected and written together, and always before a checkpoint, so that a resumed run can cut off exactly what came
+ * after its checkpoint.
  */
-import { existsSync, readFileSync, appendFileSync } from "node:fs";
+import { appendFileSync, existsSync, mkdirSync, readFileSync } from "node:fs";
+import { dirname } from "node:path";
 import { writeAtomically } from "@mantou/model";
+import { fileVersionEvent, metricsEvent } from "./tensorboard.ts";
 
 export interface StepMetrics {
   /** Steps done, from 1. */
@@ -18,26 +21,65 @@ export interface StepMetrics {
   /** Global L2 norm of the gradient before clipping. */
   gradNorm: number;
   tokensPerSecond: number;
-  /** Validation loss, where one was measured after this step. */
+  /** Model FLOPs utilisation: of the speed of a large matrix product, measured when the run was started. */
+  mfu: number;
+  /** Seconds of the step that went into getting its batch. */
+  dataTime: number;
+  /** Resident memory of the process, bytes. */
+  memory: number;
+  /** The following where a validation was due after this step. Nats per token. */
   valLoss?: number;
+  valPerplexity?: number;
+  /** Bits per byte of text, which does not depend on the tokenizer. */
+  valBitsPerByte?: number;
+  /** L2 norm of all weights. */
+  paramNorm?: number;
+  /** L2 norm of this step's change of the weights, over that of the weights. */
+  updateRatio?: number;
+  /** L2 norm of each parameter. */
+  norms?: Record<string, number>;
 }
+
+/** What differs between two runs of the same config. */
+export const MACHINE_FIELDS = ["time", "tokensPerSecond", "mfu", "dataTime", "memory"] as const;
 
 const FLUSH_SECONDS = 2;
 
 export class MetricsWriter {
   #lines: string[] = [];
+  #events: Uint8Array[] = [];
   #flushed = performance.now();
 
-  constructor(readonly path: string) {}
+  /**
+   * @param events where TensorBoard events go, if anywhere; the file begins anew with `history`, as TensorBoard does not
+   * forget what a run that goes on has taken back
+   */
+  constructor(
+    readonly path: string,
+    readonly events: string | undefined,
+    history: StepMetrics[],
+  ) {
+    if (events === undefined) return;
+    mkdirSync(dirname(events), { recursive: true });
+    const now = Date.now() / 1000;
+    const begun = now - (history.at(-1)?.time ?? 0);
+    writeAtomically(events, [
+      fileVersionEvent(begun),
+      ...history.map((metrics) => metricsEvent(metrics, begun + metrics.time)),
+    ]);
+  }
 
   write(metrics: StepMetrics): void {
     this.#lines.push(`${JSON.stringify(metrics)}\n`);
+    if (this.events !== undefined) this.#events.push(metricsEvent(metrics, Date.now() / 1000));
     if (performance.now() - this.#flushed > FLUSH_SECONDS * 1000) this.flush();
   }
 
   flush(): void {
     if (this.#lines.length > 0) appendFileSync(this.path, this.#lines.join(""));
+    if (this.events !== undefined && this.#events.length > 0) appendFileSync(this.events, Buffer.concat(this.#events));
     this.#lines = [];
+    this.#events = [];
     this.#flushed = performance.now();
   }
 }

@@ -8,8 +8,9 @@ import { type Device, writeAtomically } from "@mantou/model";
 import { Tokenizer } from "@mantou/tokenizer";
 import { loadTokenizer, saveTokenizer } from "@mantou/tokenizer/files";
 import type { TrainConfig } from "./config.ts";
-import { TokenFile, checkLength, writeTokens } from "./dataset.ts";
+import { TokenFile, type TokenSource, checkLength, writeTokens } from "./dataset.ts";
 import { UserError } from "./errors.ts";
+import { isDirectory, openPart, readManifest } from "./shards.ts";
 import { generateStories } from "./stories.ts";
 
 /** Size of the corpus that is generated where there is no `--data`. */
@@ -40,8 +41,13 @@ export function checkFile(flag: string, path: string): void {
 type DataConfig = Pick<TrainConfig, "data" | "val" | "heldOut" | "seed" | "tokenizer">;
 
 /** Whether a path is a file of tokens rather than text. */
-function isTokenFile(path: string): boolean {
-  return [".bin", ".npy"].includes(extname(path));
+export function isTokenFile(path: string): boolean {
+  return [".bin", ".npy", ".raw", ".u16"].includes(extname(path));
+}
+
+/** Whether a path holds tokens: a file, or a directory of many. */
+function holdsTokens(path: string): boolean {
+  return isTokenFile(path) || isDirectory(path);
 }
 
 /**
@@ -49,6 +55,10 @@ function isTokenFile(path: string): boolean {
  * @throws UserError naming the file
  */
 export function checkSources(config: DataConfig): void {
+  if (config.data !== undefined && isDirectory(config.data)) {
+    checkDirectory(config.data, config);
+    return;
+  }
   for (const [flag, path] of Object.entries({ "--data": config.data, "--val": config.val })) {
     if (path !== undefined) checkFile(flag, path);
   }
@@ -72,12 +82,26 @@ export function checkSources(config: DataConfig): void {
   }
 }
 
+/** A prepared data set brings its own validation part and tokenizer. */
+function checkDirectory(path: string, config: DataConfig): void {
+  readManifest(path);
+  for (const [flag, value] of [
+    ["--val", config.val],
+    ["--tokenizer.path", config.tokenizer.path],
+  ]) {
+    if (value === undefined) continue;
+    throw new UserError(`${flag} ${value} does not go with --data ${path}, which brings its own`, {
+      fix: `leave ${flag} out`,
+    });
+  }
+}
+
 /**
  * Refuses texts that cannot fill a context whatever the tokenizer, for a token is a byte or more.
  * @throws UserError naming the part that is too short
  */
 export function checkTextLengths(config: DataConfig & { model: { contextLength: number } }): void {
-  if (config.data === undefined || isTokenFile(config.data)) return;
+  if (config.data === undefined || holdsTokens(config.data)) return;
   const { train, val } = splitText(config.data, config);
   const { contextLength } = config.model;
   const held = config.val === undefined ? `the held-out end of ${config.data}` : `--val ${config.val}`;
@@ -89,7 +113,8 @@ export function checkTextLengths(config: DataConfig & { model: { contextLength: 
 export function prepareTokenizer(directory: string, config: DataConfig, progress: Progress): Tokenizer {
   const path = join(directory, "tokenizer.json");
   if (existsSync(path)) return loadTokenizer(path);
-  const given = config.tokenizer.path;
+  const isPrepared = config.data !== undefined && isDirectory(config.data);
+  const given = isPrepared ? join(config.data!, "tokenizer.json") : config.tokenizer.path;
   let tokenizer: Tokenizer;
   if (given !== undefined) {
     tokenizer = loadTokenizer(given);
@@ -111,8 +136,12 @@ export function prepareData(
   tokenizer: Tokenizer,
   device: Device,
   progress: Progress,
-): { train: TokenFile; val: TokenFile } {
+): { train: TokenSource; val: TokenSource } {
   const about = { vocabSize: tokenizer.vocabSize, tokenizerHash: tokenizer.hash };
+  if (config.data !== undefined && isDirectory(config.data)) {
+    const open = (part: "train" | "val") => openPart(device, config.data!, part, about);
+    return { train: open("train"), val: open("val") };
+  }
   if (config.data !== undefined && isTokenFile(config.data)) {
     return { train: new TokenFile(device, config.data, about), val: new TokenFile(device, config.val!, about) };
   }

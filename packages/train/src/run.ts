@@ -5,6 +5,7 @@
  *   tokenizer.json   data/train.bin  data/val.bin  (and data/stories.txt, if they were generated)
  *   checkpoints/     step-00000500.safetensors …
  *   metrics.jsonl    one line a step
+ *   tensorboard/     the same for `tensorboard --logdir runs`
  *   samples.txt      texts sampled on the way
  *   skipped.json     the steps that were passed over after the run diverged, if there are any
  */
@@ -26,6 +27,7 @@ export class RunDirectory {
   readonly samples: string;
   readonly config: string;
   readonly skipped: string;
+  readonly events: string;
   readonly tokenizer: string;
 
   constructor(readonly path: string) {
@@ -34,6 +36,7 @@ export class RunDirectory {
     this.metrics = join(path, "metrics.jsonl");
     this.samples = join(path, "samples.txt");
     this.config = join(path, "config.json");
+    this.events = join(path, "tensorboard", "events.out.tfevents.0.mantou");
     this.skipped = join(path, "skipped.json");
     this.tokenizer = join(path, "tokenizer.json");
   }

@@ -15,6 +15,7 @@ import { Skips, firstNonFinite, spikeAbove } from "./divergence.ts";
 import { UserError } from "./errors.ts";
 import { encodePrompt } from "./prompt.ts";
 import { MetricsWriter, type StepMetrics, truncateMetrics } from "./metrics.ts";
+import { UpdateProbe, bytesPerToken, flopsPerToken, measurePeak } from "./measure.ts";
 import type { RunDirectory } from "./run.ts";
 import { appendSample, truncateSamples } from "./samples.ts";
 import { learningRate } from "./schedule.ts";
@@ -56,14 +57,24 @@ export function createOptimizer(model: TransformerLM, config: SettledConfig): Ad
   return new AdamW(model.parameters(), { betas, eps, weightDecay, decays });
 }
 
-/** Mean loss over at most `batches` batches that cover the data evenly. */
-export function evaluate(model: TransformerLM, reader: BatchReader, batches: number): number {
-  let [sum, count] = [0, 0];
+/**
+ * Mean loss, in nats per token, over at most `batches` batches that cover the data evenly.
+ * @param tokenBytes bytes of text that each id stands for; ids past its end stand for none
+ */
+export function evaluate(
+  model: TransformerLM,
+  reader: BatchReader,
+  batches: number,
+  tokenBytes: Uint32Array,
+): { valLoss: number; valPerplexity: number; valBitsPerByte: number } {
+  let [nats, count, bytes] = [0, 0, 0];
   for (const { inputs, targets } of reader.sweep(batches)) {
-    sum += model.loss(inputs, targets, { length: reader.contextLength }) * inputs.length;
+    nats += model.loss(inputs, targets, { length: reader.contextLength }) * inputs.length;
     count += inputs.length;
+    for (const id of targets) bytes += tokenBytes[id] ?? 0;
   }
-  return sum / count;
+  const valLoss = nats / count;
+  return { valLoss, valPerplexity: Math.exp(valLoss), valBitsPerByte: nats / Math.LN2 / bytes };
 }
 
 /** A text sampled from the model, up to the end of the document; `prompt` "" begins a document. */
@@ -124,7 +135,7 @@ export async function train(
   };
   const begun = restore();
   if (begun !== undefined && begun > 0) events.onResume?.(begun);
-  const metricsFile = new MetricsWriter(run.metrics);
+  let metricsFile = new MetricsWriter(run.metrics, run.events, history);
   await using writer = new CheckpointWriter();
   const checkpoint = async (step: number) => {
     // What a checkpoint's run goes on after must be on the disk before it.
@@ -139,6 +150,10 @@ export async function train(
     });
     saved = step;
   };
+  const probe = new UpdateProbe(model);
+  const tokenBytes = bytesPerToken(tokenizer);
+  const flops = flopsPerToken(model);
+  const peak = measurePeak(model.device);
   // There must be something to go back to.
   if (begun === undefined && config.onDivergence === "skip") await checkpoint(0);
 
@@ -150,15 +165,20 @@ export async function train(
     }
     const started = performance.now();
     optimizer.zeroGrad();
-    let loss = 0;
+    let [loss, dataTime] = [0, 0];
     for (let part = step * accumulation; part < (step + 1) * accumulation && Number.isFinite(loss); part++) {
-      const { inputs, targets } = batches.random(batchSeed, part);
+      const asked = performance.now();
+      const { inputs, targets } = batches.at(config.order, batchSeed, part);
+      batches.prefetch(config.order, batchSeed, part + 1);
+      dataTime += (performance.now() - asked) / 1000;
       const gradientScale = 1 / accumulation;
       loss += model.lossAndGradients(inputs, targets, { length: contextLength, gradientScale }) / accumulation;
     }
     const lr = learningRate(step + 1, config);
     const spike = spikeAbove(loss, history, config.lossSpike);
     const isSound = Number.isFinite(loss) && spike === undefined;
+    const isProbed = isSound && due(config.evalInterval, step + 1);
+    if (isProbed) probe.begin();
     const gradNorm = isSound ? optimizer.clipAndStep(lr, clipNorm) : Number.NaN;
     step++;
     let problem = isSound && Number.isFinite(gradNorm) ? undefined : describe(loss, spike, model);
@@ -171,22 +191,27 @@ export async function train(
       lr,
       gradNorm,
       tokensPerSecond: Math.round((batchSize * contextLength) / seconds),
+      mfu: Number(((flops * batchSize * contextLength) / seconds / peak).toFixed(4)),
+      dataTime: Number(dataTime.toFixed(6)),
+      memory: process.memoryUsage.rss(),
     };
     if (problem === undefined && due(config.evalInterval, step)) {
-      metrics.valLoss = evaluate(model, validation, config.evalBatches * accumulation);
-      if (Number.isFinite(metrics.valLoss)) events.onValidation?.(step, metrics.valLoss);
-      else problem = describe(metrics.valLoss, undefined, model);
+      const validated = evaluate(model, validation, config.evalBatches * accumulation, tokenBytes);
+      Object.assign(metrics, validated, probe.end());
+      if (Number.isFinite(validated.valLoss)) events.onValidation?.(step, validated.valLoss);
+      else problem = describe(validated.valLoss, undefined, model);
     }
     if (problem !== undefined) {
       metricsFile.flush();
       await writer.finish();
-      const where = `its batch: ${batches.describe(batchSeed, (step - 1) * accumulation, accumulation)}`;
+      const where = `its batch: ${batches.describe(config.order, batchSeed, (step - 1) * accumulation, accumulation)}`;
       const error = diverged(`step ${step} diverged: ${problem}; ${where}`, lr, saved, run);
       const skipped = config.onDivergence === "skip" ? skips.add(step, saved) : undefined;
       if (skipped === undefined) throw error;
       const { first, last } = skipped;
       const which = first === last ? `step ${last}` : `steps ${first} to ${last}`;
       step = restore() ?? 0;
+      metricsFile = new MetricsWriter(run.metrics, run.events, history);
       events.onRollback?.(step);
       events.onWarning?.(`${error.message}; going back to it and skipping the batch of ${which}`);
       continue;

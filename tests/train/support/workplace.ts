@@ -8,6 +8,7 @@ import { existsSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSy
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { listCheckpoints } from "../../../packages/train/src/checkpoint.ts";
+import { MACHINE_FIELDS } from "../../../packages/train/src/metrics.ts";
 import { generateStories } from "../../../packages/train/src/stories.ts";
 
 export const root = join(import.meta.dir, "../../..");
@@ -142,8 +143,9 @@ export function resultOf(run: string): { metrics: unknown[]; samples: string; ch
   const lines = readFileSync(join(run, "metrics.jsonl"), "utf8").trimEnd().split("\n");
   return {
     metrics: lines.map((line) => {
-      const { time: _, tokensPerSecond: __, ...others } = JSON.parse(line) as Record<string, unknown>;
-      return others;
+      const metrics = JSON.parse(line) as Record<string, unknown>;
+      for (const field of MACHINE_FIELDS) delete metrics[field];
+      return metrics;
     }),
     samples: readFileSync(join(run, "samples.txt"), "utf8"),
     checkpoint: readFileSync(listCheckpoints(join(run, "checkpoints"))[0]),

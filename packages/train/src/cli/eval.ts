@@ -9,8 +9,9 @@ import { openDevice } from "@mantou/model";
 import { z } from "zod";
 import { BatchReader, TokenFile } from "../dataset.ts";
 import { UserError } from "../errors.ts";
-import { checkFile, encodeText } from "../prepare.ts";
+import { checkFile, encodeText, isTokenFile } from "../prepare.ts";
 import { loadRun } from "../run.ts";
+import { isDirectory, openPart } from "../shards.ts";
 import { formatTable } from "../terminal/format.ts";
 import { ProgressBar } from "../terminal/progress.ts";
 import { runCommand } from "./command.ts";
@@ -39,12 +40,13 @@ await runCommand(async (argv) => {
   const about = { vocabSize: model.config.vocabSize, tokenizerHash: tokenizer.hash };
   const scratch = mkdtempSync(join(tmpdir(), "mantou-eval-"));
   try {
-    let file = data ?? config.val ?? "";
+    let file = data ?? config.val ?? config.data ?? "";
     if (data !== undefined) checkFile("--data", data);
-    if (data === undefined && !/\.(bin|npy)$/.test(file)) file = join(run.path, "data", "val.bin");
+    const isPrepared = data === undefined && isDirectory(file);
+    if (data === undefined && !isPrepared && !isTokenFile(file)) file = join(run.path, "data", "val.bin");
     if (!existsSync(file)) throw new UserError(`${path} has no validation data`, { fix: "add --data FILE" });
-    if (!/\.(bin|npy)$/.test(file)) file = encodeText(file, join(scratch, "text.bin"), tokenizer);
-    using source = new TokenFile(device, file, about);
+    if (!isPrepared && !isTokenFile(file)) file = encodeText(file, join(scratch, "text.bin"), tokenizer);
+    using source = isPrepared ? openPart(device, file, "val", about) : new TokenFile(device, file, about);
     const contextLength = Math.min(config.model.contextLength, Math.max(1, source.count - 1));
     const reader = new BatchReader(source, config.microBatchSize, contextLength);
     const windows = Math.floor((source.count - 1) / contextLength);

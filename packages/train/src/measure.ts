@@ -1,0 +1,70 @@
+/** What a run measures besides its loss: the sizes of weights and updates, arithmetic, bytes of text. */
+import { type Device, Tensor, type TransformerLM, operations } from "@mantou/model";
+import type { Tokenizer } from "@mantou/tokenizer";
+
+/**
+ * Floating-point operations of training on one token: 6 for each weight of a matrix that multiplies activations, and
+ * 12 · layers · dModel · contextLength for attention (Chowdhery et al. 2022, "PaLM", appendix B).
+ */
+export function flopsPerToken(model: TransformerLM): number {
+  const { numLayers, dModel, contextLength, tieEmbeddings } = model.config;
+  const lookup = tieEmbeddings ? 0 : model.store.get("token_embeddings.weight").value.count;
+  return 6 * (model.store.count - lookup) + 12 * numLayers * dModel * contextLength;
+}
+
+/** Floating-point operations a second of a square float32 matrix product, the best of a few. */
+export function measurePeak(device: Device): number {
+  const size = device.name === "cpu" ? 768 : 8192;
+  using a = Tensor.zeros(device, [size, size]);
+  using b = Tensor.zeros(device, [size, size]);
+  using c = Tensor.zeros(device, [size, size]);
+  let best = Number.POSITIVE_INFINITY;
+  for (let i = 0; i < 4; i++) {
+    const started = performance.now();
+    operations.matmul(c, a, b);
+    device.synchronize();
+    best = Math.min(best, performance.now() - started);
+  }
+  return (2 * size ** 3) / (best / 1000);
+}
+
+/** The norms of weights and of one update. */
+export class UpdateProbe {
+  #before: Float32Array<ArrayBuffer> | undefined;
+
+  constructor(readonly model: TransformerLM) {}
+
+  /** Copies the weights before an update. */
+  begin(): void {
+    const { values } = this.model.store;
+    this.#before ??= new Float32Array(new ArrayBuffer(values.count * 4));
+    values.download(this.#before);
+  }
+
+  /** Compares the weights after it. */
+  end(): { paramNorm: number; updateRatio: number; norms: Record<string, number> } {
+    const before = this.#before;
+    if (before === undefined) throw new Error("end() needs begin()");
+    const after = this.model.store.values.toFloat32Array();
+    const norms: Record<string, number> = {};
+    let [weights, change] = [0, 0];
+    for (const { name, offset, value } of this.model.parameters().values()) {
+      let sum = 0;
+      for (let i = offset; i < offset + value.count; i++) {
+        sum += after[i] * after[i];
+        change += (after[i] - before[i]) * (after[i] - before[i]);
+      }
+      norms[name] = Math.sqrt(sum);
+      weights += sum;
+    }
+    return { paramNorm: Math.sqrt(weights), updateRatio: Math.sqrt(change / weights), norms };
+  }
+}
+
+/** Bytes of text that each id stands for; special tokens stand for none. */
+export function bytesPerToken(tokenizer: Tokenizer): Uint32Array {
+  const bytes = new Uint32Array(tokenizer.vocabSize);
+  for (const [id, { length }] of tokenizer.vocab) bytes[id] = length;
+  for (const id of tokenizer.specialTokens.values()) bytes[id] = 0;
+  return bytes;
+}
