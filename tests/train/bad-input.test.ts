@@ -50,7 +50,7 @@ describe("texts", () => {
     const short = place.file("short.txt", "A text of a few dozen bytes, which is not enough.");
     expect(await trainFails(2, "--data", "nowhere.txt")).toContain("--data nowhere.txt does not exist");
     expect(await trainFails(2, "--data", empty)).toContain(`--data ${empty} is empty`);
-    expect(await trainFails(2, "--data", place.folder)).toContain(`--data ${place.folder} is not a file`);
+    expect(await trainFails(2, "--data", place.folder)).toContain("is a directory without a manifest.json");
     expect(await trainFails(2, "--data", tiny)).toContain(`--data ${tiny} has 1 byte, too few for a context of 16`);
     expect(await trainFails(2, "--data", short)).toMatch(/the held-out end of .*short\.txt has \d bytes/);
     const long = await trainFails(2, "--data", data, "--model.context-length", "50000");

@@ -182,6 +182,8 @@ test("in a real terminal: one line redrawn, texts above it, and the width follow
     // This terminal is not the child's controlling one, so the kernel leaves the signal to us.
     child.kill("SIGWINCH");
     expect(await child.exited).toBe(0);
+    // What the child wrote last may arrive after its end.
+    while (!/took[^\n]*\n/.test(output)) await new Promise((resolve) => setTimeout(resolve, 1));
 
     const wide = new Screen(100).write(before).lines;
     expect(wide).toHaveLength(2);
