@@ -33,7 +33,7 @@ extern "C" {
 #ifndef MANTOU_API
 #define MANTOU_API __attribute__((visibility("default")))
 #endif
-#define MANTOU_ABI_VERSION 2
+#define MANTOU_ABI_VERSION 3
 
 enum mantou_status {
   MANTOU_OK = 0,
@@ -50,6 +50,9 @@ enum mantou_stream { MANTOU_COMPUTE_STREAM = 0, MANTOU_COPY_STREAM = 1 };
 
 /* A device with its streams, its threads and its scratch memory. Used by one thread at a time. */
 typedef struct mantou_context mantou_context;
+
+/* Work that was captured from the compute stream. */
+typedef struct mantou_graph mantou_graph;
 
 /* A file mapped into memory, read-only. */
 typedef struct mantou_file mantou_file;
@@ -74,6 +77,11 @@ MANTOU_API int32_t mantou_context_destroy(mantou_context* context);
 
 /* Writes a line such as "Intel(R) Xeon(R), 2 threads, AVX-512" to `text` (host, `capacity` bytes, NUL-terminated). */
 MANTOU_API int32_t mantou_context_describe(mantou_context* context, char* text, int64_t capacity);
+
+/* The type that a model's weights and activations should have here unless its owner wishes otherwise: `dtype` (host)
+ * receives it, and `reason` (host, `capacity` bytes, NUL-terminated) why, such as "the chip has AVX512-BF16". */
+MANTOU_API int32_t mantou_context_preferred_dtype(mantou_context* context, int32_t* dtype, char* reason,
+                                                  int64_t capacity);
 
 /* ---- memory and streams ----------------------------------------------------------------------------------------- */
 
@@ -100,6 +108,17 @@ MANTOU_API int32_t mantou_stream_wait(mantou_context* context, int32_t waiting, 
 
 /* Returns when everything queued is done; reports errors that happened on the way. */
 MANTOU_API int32_t mantou_synchronize(mantou_context* context);
+
+/* Between begin and end, work queued on the compute stream is recorded with its pointers and sizes instead of being
+ * done; `graph` (host) receives the record. Nothing may be allocated or waited for in between, and copies must be
+ * asynchronous. What changes from one replay to the next (a learning rate, a batch) is read from device memory.
+ * MANTOU_UNSUPPORTED where work is done as it is queued, as on the CPU. A failure in between is reported by end. */
+MANTOU_API int32_t mantou_capture_begin(mantou_context* context);
+MANTOU_API int32_t mantou_capture_end(mantou_context* context, mantou_graph** graph);
+
+/* Queues everything that was captured, in one go. */
+MANTOU_API int32_t mantou_graph_replay(mantou_context* context, mantou_graph* graph);
+MANTOU_API int32_t mantou_graph_destroy(mantou_context* context, mantou_graph* graph);
 
 /* ---- token files (host) ----------------------------------------------------------------------------------------- */
 

@@ -133,3 +133,30 @@ int32_t mantou_synchronize(mantou_context* context) {
   CHECK_NOT_NULL(context);
   return MANTOU_OK;
 }
+
+// ---- capture -----------------------------------------------------------------------------------------------------
+
+// An operation is done when its call returns: there is nothing to record.
+int32_t mantou_capture_begin(mantou_context* context) {
+  CHECK_NOT_NULL(context);
+  return mantou::fail(MANTOU_UNSUPPORTED, "%s: the CPU does its work at once and captures none", __func__);
+}
+
+int32_t mantou_capture_end(mantou_context* context, mantou_graph** graph) {
+  CHECK_NOT_NULL(context);
+  CHECK_NOT_NULL(graph);
+  *graph = nullptr;
+  return mantou::fail(MANTOU_UNSUPPORTED, "%s: the CPU does its work at once and captures none", __func__);
+}
+
+int32_t mantou_graph_replay(mantou_context* context, mantou_graph* graph) {
+  (void)graph;
+  CHECK_NOT_NULL(context);
+  return mantou::fail(MANTOU_UNSUPPORTED, "%s: the CPU has no graphs", __func__);
+}
+
+int32_t mantou_graph_destroy(mantou_context* context, mantou_graph* graph) {
+  CHECK_NOT_NULL(context);
+  CHECK(!graph, "%s: the CPU has no graphs", __func__);
+  return MANTOU_OK;
+}

@@ -1,15 +1,22 @@
 /** Text generation: the key/value cache against full recomputation, sampling, and what ends a text. */
 import { describe, expect, test } from "bun:test";
-import { Decoder, type GenerateOptions, GenerationBatch, type ModelConfig, Random } from "@mantou/model";
+import {
+  Decoder,
+  type GenerateOptions,
+  GenerationBatch,
+  type ModelConfig,
+  type Precision,
+  Random,
+} from "@mantou/model";
 import { type SamplingOptions, TransformerLM, generate, sampleToken } from "@mantou/model";
 import { onEveryBackend } from "../conformance/backends.ts";
 import { transformerLm } from "../reference/transformer.ts";
-import { expectClose } from "../support/close.ts";
+import { type Tolerance, expectClose } from "../support/close.ts";
 import { goldenModels } from "../support/golden.ts";
 import { randomInts } from "../support/ndarray.ts";
 
 /** Logits may differ by this much of the norm. */
-const allowed = { norm: 1e-5 };
+const tolerances: Record<Precision, Tolerance> = { fp32: { norm: 1e-5 }, bf16: { norm: 3e-2 } };
 
 onEveryBackend((_backend, device) => {
   describe("key/value cache", () => {
@@ -23,69 +30,71 @@ onEveryBackend((_backend, device) => {
           return tokens.data[Math.floor(i / count) * length + first + (i % count)];
         });
 
-      test(`${name}: step by step, in chunks and at once, as the float64 reference`, () => {
-        using model = new TransformerLM(config, { device, weights });
-        using decoder = new Decoder(model, { batchSize: batch });
-        for (const chunk of [1, 5, length]) {
-          decoder.reset();
-          while (decoder.positions[0] < length) {
-            const first = decoder.positions[0];
-            const count = Math.min(chunk, length - first);
-            // All logits of a chunk one time, the last alone the next.
-            const allLogits = first % 2 === 0;
-            const logits = decoder.forward(part(first, count), { allLogits });
-            const wanted: number[] = [];
-            for (let b = 0; b < batch; b++) {
-              const [from, to] = [allLogits ? first : first + count - 1, first + count];
-              const at = (position: number) => (b * length + position) * config.vocabSize;
-              wanted.push(...expected.data.subarray(at(from), at(to)));
+      for (const [precision, allowed] of Object.entries(tolerances) as [Precision, Tolerance][]) {
+        test(`${name}, ${precision}: step by step, in chunks and at once, as the float64 reference`, () => {
+          using model = new TransformerLM(config, { device, weights, precision });
+          using decoder = new Decoder(model, { batchSize: batch });
+          for (const chunk of [1, 5, length]) {
+            decoder.reset();
+            while (decoder.positions[0] < length) {
+              const first = decoder.positions[0];
+              const count = Math.min(chunk, length - first);
+              // All logits of a chunk one time, the last alone the next.
+              const allLogits = first % 2 === 0;
+              const logits = decoder.forward(part(first, count), { allLogits });
+              const wanted: number[] = [];
+              for (let b = 0; b < batch; b++) {
+                const [from, to] = [allLogits ? first : first + count - 1, first + count];
+                const at = (position: number) => (b * length + position) * config.vocabSize;
+                wanted.push(...expected.data.subarray(at(from), at(to)));
+              }
+              expectClose(logits, wanted, allowed, `logits ${first} … ${first + count - 1}`);
             }
-            expectClose(logits, wanted, allowed, `logits ${first} … ${first + count - 1}`);
           }
-        }
-      });
+        });
 
-      test(`${name}: sequences that begin and end one by one, in slots in any order`, () => {
-        using model = new TransformerLM(config, { device, weights });
-        using decoder = new Decoder(model, { batchSize: batch + 1 });
-        const at = (b: number, position: number) => (b * length + position) * config.vocabSize;
-        const take = (members: [sequence: number, slot: number][], count: number) => {
-          const starts = members.map(([, slot]) => decoder.positions[slot]);
-          const ids = members.flatMap(([b], i) => {
-            return Array.from(tokens.data.subarray(b * length + starts[i], b * length + starts[i] + count));
-          });
-          const logits = decoder.forward(Int32Array.from(ids), { slots: members.map(([, slot]) => slot) });
-          const wanted = members.flatMap(([b], i) => {
-            const last = at(b, starts[i] + count - 1);
-            return Array.from(expected.data.subarray(last, last + config.vocabSize));
-          });
-          expectClose(logits, wanted, allowed, `logits of ${JSON.stringify(members)}`);
-        };
-        // One is read in a piece, a second joins it, a third; the first ends and its slot is used again.
-        take([[0, 3]], 7);
-        take([[0, 3]], 1);
-        take([[1, 0]], 3);
-        take(
-          [
-            [1, 0],
+        test(`${name}, ${precision}: sequences that begin and end one by one, in slots in any order`, () => {
+          using model = new TransformerLM(config, { device, weights, precision });
+          using decoder = new Decoder(model, { batchSize: batch + 1 });
+          const at = (b: number, position: number) => (b * length + position) * config.vocabSize;
+          const take = (members: [sequence: number, slot: number][], count: number) => {
+            const starts = members.map(([, slot]) => decoder.positions[slot]);
+            const ids = members.flatMap(([b], i) => {
+              return Array.from(tokens.data.subarray(b * length + starts[i], b * length + starts[i] + count));
+            });
+            const logits = decoder.forward(Int32Array.from(ids), { slots: members.map(([, slot]) => slot) });
+            const wanted = members.flatMap(([b], i) => {
+              const last = at(b, starts[i] + count - 1);
+              return Array.from(expected.data.subarray(last, last + config.vocabSize));
+            });
+            expectClose(logits, wanted, allowed, `logits of ${JSON.stringify(members)}`);
+          };
+          // One is read in a piece, a second joins it, a third; the first ends and its slot is used again.
+          take([[0, 3]], 7);
+          take([[0, 3]], 1);
+          take([[1, 0]], 3);
+          take(
+            [
+              [1, 0],
+              [0, 3],
+            ],
+            1,
+          );
+          take([[2, 1]], 5);
+          const all: [number, number][] = [
             [0, 3],
-          ],
-          1,
-        );
-        take([[2, 1]], 5);
-        const all: [number, number][] = [
-          [0, 3],
-          [2, 1],
-          [1, 0],
-        ];
-        take(all, 1);
-        take(all, 4);
-        decoder.reset(3);
-        expect([...decoder.positions]).toEqual([9, 10, 0, 0]);
-        take([[0, 3]], 2);
-        take(all, 3);
-        expect([...decoder.positions]).toEqual([12, 13, 0, 5]);
-      });
+            [2, 1],
+            [1, 0],
+          ];
+          take(all, 1);
+          take(all, 4);
+          decoder.reset(3);
+          expect([...decoder.positions]).toEqual([9, 10, 0, 0]);
+          take([[0, 3]], 2);
+          take(all, 3);
+          expect([...decoder.positions]).toEqual([12, 13, 0, 5]);
+        });
+      }
 
       test(`${name}: greedy generation is the argmax of full recomputation`, () => {
         using model = new TransformerLM(config, { device, weights });

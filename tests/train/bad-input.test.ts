@@ -213,7 +213,7 @@ describe("command lines and configs", () => {
     expect(stderr).toContain(bad);
     expect(await trainFails(2, "--data", data, "--lr", "-1")).toContain("--lr");
     expect(await trainFails(2, "--preset", "tinny")).toContain("tiny");
-    expect(await trainFails(2, "--data", data, "--precision", "bf16")).toContain("bf16");
+    expect(await trainFails(2, "--data", data, "--precision", "fp16")).toContain("bf16");
     expect(runs()).toEqual(before);
   });
 

@@ -3,7 +3,7 @@ import { afterAll, beforeEach, describe, expect, test } from "bun:test";
 import { mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { AdamW, type ModelConfig, TransformerLM, openDevice, safetensorsChunks } from "@mantou/model";
+import { AdamW, type ModelConfig, type Precision, TransformerLM, openDevice, safetensorsChunks } from "@mantou/model";
 import fc from "fast-check";
 import { CheckpointError, checkpointName, isWholeCheckpoint } from "../../packages/train/src/checkpoint.ts";
 import { listCheckpoints, loadCheckpoint, loadNewest, loadWeights } from "../../packages/train/src/checkpoint.ts";
@@ -33,8 +33,8 @@ const config: ModelConfig = {
   ropeTheta: 100,
 };
 
-function fresh(seed: number, settings: Partial<ModelConfig> = {}) {
-  const model = new TransformerLM({ ...config, ...settings }, { device, seed });
+function fresh(seed: number, settings: Partial<ModelConfig> = {}, precision: Precision = "fp32") {
+  const model = new TransformerLM({ ...config, ...settings }, { device, seed, precision });
   return { model, optimizer: new AdamW(model.parameters()) };
 }
 
@@ -95,6 +95,27 @@ describe("a sound checkpoint", () => {
     const losses = [original, copy].map((each) => [3, 4, 5].map((seed) => step(each, seed)));
     expect(losses[1]).toEqual(losses[0]);
     expect(stateOf(copy)).toEqual(stateOf(original));
+  });
+
+  test("holds what bf16 training keeps in float32: goes on bit for bit, and in either precision", () => {
+    const original = fresh(1, {}, "bf16");
+    for (let i = 0; i < 3; i++) step(original, i);
+    const { values, weights } = original.model.store;
+    expect(weights.toFloat32Array()).not.toEqual(values.toFloat32Array());
+    const bytes = bytesOf(original, 3);
+    const [copy, precise] = [fresh(2, {}, "bf16"), fresh(2, {}, "fp32")];
+    for (const each of [copy, precise]) {
+      expect(loadCheckpoint(bytes, each)).toBe(3);
+      expect(stateOf(each)).toEqual(stateOf(original));
+      expect(new Uint8Array(bytesOf(each, 3))).toEqual(new Uint8Array(bytes));
+    }
+    const [losses, copied, inFloat32] = [original, copy, precise].map((each) =>
+      [3, 4, 5].map((seed) => step(each, seed)),
+    );
+    expect(copied).toEqual(losses);
+    expect(stateOf(copy)).toEqual(stateOf(original));
+    inFloat32!.forEach((loss, i) => expect(Math.abs(loss / losses![i]! - 1)).toBeLessThan(0.01));
+    expect(inFloat32).not.toEqual(losses);
   });
 
   test("has the same bytes wherever it goes, and no other file appears", () => {

@@ -248,7 +248,6 @@ describe("refusals name the value, its origin and the fix", () => {
       ["--batch-size = 12", "--micro-batch-size = 5"],
       "--micro-batch-size 4 or 6",
     ],
-    ["bf16 on the CPU", () => ({ flags: { precision: "bf16", device: "cpu" } }), ["--precision", "--device"], "fp32"],
   ];
 
   test.each(cases)("%s", (_, layers, message, fix) => {

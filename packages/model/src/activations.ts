@@ -3,7 +3,7 @@
  * nothing. Kept buffers hold what the backward pass reads; scratch buffers of one name are shared by all layers.
  */
 import type { Device } from "./device.ts";
-import { type DType, Tensor } from "./tensor.ts";
+import { type DType, type FloatType, Tensor } from "./tensor.ts";
 
 export class Activations implements Disposable {
   #scratch = new Map<string, Tensor>();
@@ -17,6 +17,8 @@ export class Activations implements Disposable {
     readonly batchSize: number,
     /** Most tokens per sequence. */
     readonly contextLength: number,
+    /** What activations are computed and kept in. */
+    readonly type: FloatType = "float32",
   ) {}
 
   /** Most rows (tokens) of a step. */
@@ -29,8 +31,8 @@ export class Activations implements Disposable {
     return this.#tensors.reduce((sum, tensor) => sum + tensor.memory.bytes, 0);
   }
 
-  /** A buffer of its own. */
-  keep(shape: number[], dtype?: DType): Tensor {
+  /** A buffer of its own, of activations unless another type is given. */
+  keep(shape: number[], dtype: DType = this.type): Tensor {
     const tensor = Tensor.zeros(this.device, shape, dtype);
     this.#tensors.push(tensor);
     return tensor;
@@ -53,7 +55,7 @@ export class Activations implements Disposable {
 
   /** Memory that operations use while they run; made at the first step. */
   get workspace(): Tensor {
-    this.#workspace ??= this.keep([Math.ceil(this.#workspaceBytes / 4)]);
+    this.#workspace ??= this.keep([Math.ceil(this.#workspaceBytes / 4)], "float32");
     return this.#workspace;
   }
 

@@ -1,11 +1,11 @@
 /**
  * AdamW with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2; decay first, as in PyTorch), one native pass
- * over the flat buffers.
+ * over the flat buffers. It updates the float32 values and rounds them into the weights that layers compute with.
  */
 import { gradientNorm, scale } from "./operations.ts";
 import type { Parameter, ParameterStore } from "./parameters.ts";
 import type { Slice } from "./native.ts";
-import { Tensor, MANTOU_DTYPES } from "./tensor.ts";
+import { Tensor } from "./tensor.ts";
 
 export interface AdamWOptions {
   /** Decay rates of the moving averages of the gradient and of its square. Default [0.9, 0.999]. */
@@ -98,11 +98,12 @@ export class AdamW implements Disposable {
     const [beta1, beta2] = this.betas;
     const corrections = [1 - beta1 ** this.stepCount, 1 - beta2 ** this.stepCount];
     this.#scalars.upload(Float32Array.of(lr, ...corrections));
-    const { device, values, gradients } = this.store;
+    const { device, values, weights, gradients, dtype } = this.store;
+    const master = weights === values ? null : values;
     const { count, ends, decays } = this.#ranges;
     const state = [gradients, this.firstMoments, this.secondMoments, this.#scalars, factor] as const;
     const constants = [beta1, beta2, this.eps, count, ends, decays] as const;
-    device.run("mantou_adamw", MANTOU_DTYPES.float32, values.count, values, null, ...state, ...constants);
+    device.run("mantou_adamw", dtype, values.count, weights, master, ...state, ...constants);
   }
 
   /** Neighbouring parameters that decay alike become one range. */

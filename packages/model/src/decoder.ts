@@ -7,7 +7,7 @@
 import { headShape } from "./layers/attention.ts";
 import { add, attentionCached, embeddingForward, matmul, rmsnormForward } from "./operations.ts";
 import { siluForward, swigluForward } from "./operations.ts";
-import { Tensor } from "./tensor.ts";
+import { type DType, Tensor } from "./tensor.ts";
 import type { TransformerLM } from "./transformer.ts";
 
 /** Logits alive at once when all positions are asked for. */
@@ -36,8 +36,8 @@ export class Decoder implements Disposable {
     const { kvHeads, headDim } = headShape(model.config);
     const shape = [this.batchSize, this.capacity, kvHeads * headDim];
     this.#caches = Array.from({ length: numLayers }, () => ({
-      k: Tensor.zeros(model.device, shape),
-      v: Tensor.zeros(model.device, shape),
+      k: Tensor.zeros(model.device, shape, model.type),
+      v: Tensor.zeros(model.device, shape, model.type),
     }));
   }
 
@@ -56,7 +56,7 @@ export class Decoder implements Disposable {
    */
   forward(tokens: Int32Array, options: { slots?: readonly number[]; allLogits?: boolean } = {}): Float32Array {
     const { model } = this;
-    const { config, store, device } = model;
+    const { config, store } = model;
     const slots = options.slots ?? Array.from(this.positions.keys());
     const batch = slots.length;
     const rows = tokens.length;
@@ -72,12 +72,12 @@ export class Decoder implements Disposable {
     const ids = this.#buffer("tokens", [rows], "int32");
     ids.upload(tokens);
     const [x, normed, update] = ["x", "normed", "update"].map((name) => this.#buffer(name, [rows, config.dModel]));
-    embeddingForward(x!, store.get("token_embeddings.weight").value, ids);
+    embeddingForward(x!, store.get("token_embeddings.weight").weight, ids);
 
     // value = x + update, where update is what a norm has yet to add (see layers/block.ts).
     const addAndNorm = (name: string, residual: Tensor | null, output: Tensor) => {
-      const rstd = this.#buffer("rstd", [rows]);
-      const gain = store.get(name).value;
+      const rstd = this.#buffer("rstd", [rows], "float32");
+      const gain = store.get(name).weight;
       rmsnormForward({ output, sum: residual && x!, rstd }, { input: x!, residual, gain, eps: config.rmsNormEps });
     };
     let pending: Tensor | null = null;
@@ -96,7 +96,7 @@ export class Decoder implements Disposable {
     if (config.norm !== "none") addAndNorm("ln_final.weight", pending, normed!);
     for (const slot of slots) this.positions[slot]! += length;
     const features = config.norm === "none" ? x! : normed!;
-    return options.allLogits ? this.#project(features) : this.#project(this.#lastRows(features, batch, device));
+    return options.allLogits ? this.#project(features) : this.#project(this.#lastRows(features, batch));
   }
 
   [Symbol.dispose](): void {
@@ -123,8 +123,8 @@ export class Decoder implements Disposable {
   /** x = RMSNorm(x + update). */
   #postNorm(name: string, x: Tensor, update: Tensor): void {
     const sum = this.#buffer("sum", [x.rows, x.columns]);
-    const rstd = this.#buffer("rstd", [x.rows]);
-    const gain = this.model.store.get(name).value;
+    const rstd = this.#buffer("rstd", [x.rows], "float32");
+    const gain = this.model.store.get(name).weight;
     rmsnormForward({ output: x, sum, rstd }, { input: update, residual: x, gain, eps: this.model.config.rmsNormEps });
   }
 
@@ -138,7 +138,7 @@ export class Decoder implements Disposable {
     const { k: kCache, v: vCache } = this.#caches[layer]!;
     const shape = { batch: starts.count, length: input.rows / starts.count, ...headShape(config), rope };
     attentionCached(attended, { qkv, kCache, vCache, capacity: this.capacity, starts, slots }, shape);
-    matmul(output, attended, store.get(`${prefix}.output_proj.weight`).value, { transposeB: true });
+    matmul(output, attended, store.get(`${prefix}.output_proj.weight`).weight, { transposeB: true });
   }
 
   #feedForward(layer: number, input: Tensor, output: Tensor): void {
@@ -152,28 +152,28 @@ export class Decoder implements Disposable {
     matmul(up, input, weight, { transposeB: true });
     if (gated) swigluForward(hidden, up);
     else siluForward(hidden, up);
-    matmul(output, hidden, store.get(`${prefix}.w2.weight`).value, { transposeB: true });
+    matmul(output, hidden, store.get(`${prefix}.w2.weight`).weight, { transposeB: true });
   }
 
   /** Each sequence's last row of [batch · length, dModel]. */
-  #lastRows(features: Tensor, batch: number, device: TransformerLM["device"]): Tensor {
+  #lastRows(features: Tensor, batch: number): Tensor {
     const length = features.rows / batch;
     if (length === 1) return features;
     const last = this.#buffer("last", [batch, features.columns]);
     for (let b = 0; b < batch; b++) {
       const row = features.slice((b + 1) * length - 1, 1);
-      device.run("mantou_copy", last.slice(b, 1), row, row.count * 4);
+      last.slice(b, 1).copyFrom(row);
     }
     return last;
   }
 
   #project(features: Tensor): Float32Array {
-    const weight = this.model.headParameter.value;
+    const { weight } = this.model.headParameter;
     const result = new Float32Array(new ArrayBuffer(features.rows * weight.rows * 4));
     const chunk = Math.max(1, Math.min(features.rows, Math.floor(LOGIT_ELEMENTS / weight.rows)));
     for (let first = 0; first < features.rows; first += chunk) {
       const count = Math.min(chunk, features.rows - first);
-      const logits = this.#buffer("logits", [count, weight.rows]);
+      const logits = this.#buffer("logits", [count, weight.rows], "float32");
       matmul(logits, features.slice(first, count), weight, { transposeB: true });
       logits.download(result.subarray(first * weight.rows, (first + count) * weight.rows));
     }
@@ -181,7 +181,7 @@ export class Decoder implements Disposable {
   }
 
   /** The buffer of that name, grown if it is too small. */
-  #buffer(name: string, shape: number[], dtype: "float32" | "int32" = "float32"): Tensor {
+  #buffer(name: string, shape: number[], dtype: DType = this.model.type): Tensor {
     const count = shape.reduce((a, b) => a * b, 1);
     let buffer = this.#buffers.get(name);
     if (!buffer || buffer.count < count) {

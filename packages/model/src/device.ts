@@ -7,6 +7,12 @@ import type { SymbolName } from "./symbols.ts";
 
 export type DeviceName = "cpu" | "cuda" | "auto";
 
+/**
+ * What matrix products are computed in: float32, or bfloat16 with float32 sums. Norms' statistics, softmax, losses,
+ * gradients of parameters, the weights that the optimizer updates and its moments are float32 either way.
+ */
+export type Precision = "fp32" | "bf16";
+
 export interface DeviceOptions {
   /** CPU threads; 0 or absent for as many as this process may run on. */
   threads?: number;
@@ -29,6 +35,12 @@ export class Device implements Disposable {
   /** One line: processor or GPU, threads, instruction set. */
   get description(): string {
     return this.#native.describe();
+  }
+
+  /** The precision that this device is best at, and why. */
+  get preferredPrecision(): { precision: Precision; reason: string } {
+    const { type, reason } = this.#native.preferredType();
+    return { precision: type === "bfloat16" ? "bf16" : "fp32", reason };
   }
 
   /** Runs one operation of the ABI; the context argument is filled in. @throws NativeError */

@@ -270,10 +270,11 @@ export function transformerBlock(
   if (length > resolved.contextLength) throw new RangeError(`${length} tokens are more than ${resolved.contextLength}`);
   const groups = parameterGroups(resolved).filter((group) => group[0]!.name.startsWith("layers.0."));
   using store = new ParameterStore(device, groups);
-  for (const { name, shape, value } of store.byName.values()) {
+  for (const parameter of store.byName.values()) {
+    const { name, shape } = parameter;
     const given = weights[name.replace("layers.0.", "")];
     if (given?.shape.join() !== shape.join()) throw new RangeError(`weight ${name} must be [${shape.join(", ")}]`);
-    value.upload(Float32Array.from(given.data));
+    parameter.set(Float32Array.from(given.data));
   }
   using activations = new Activations(device, rows / length, length);
   const headDim = resolved.dModel / resolved.numHeads;

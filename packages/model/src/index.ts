@@ -3,7 +3,7 @@ export { AdamW, type AdamWOptions } from "./adamw.ts";
 export { BuildError, buildCpuLibrary } from "./build.ts";
 export { type ModelConfig, type ResolvedModelConfig, RMSNORM_EPS, resolveModelConfig } from "./config.ts";
 export { Decoder } from "./decoder.ts";
-export { Device, type DeviceName, type DeviceOptions, openDevice } from "./device.ts";
+export { Device, type DeviceName, type DeviceOptions, type Precision, openDevice } from "./device.ts";
 export { type Finish, type GenerateOptions, GenerationBatch, type Sequence, generate } from "./generate.ts";
 export * as functional from "./functional.ts";
 export { fromBfloat16, fromFloat16, toBfloat16, toFloat16 } from "./half.ts";

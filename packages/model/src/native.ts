@@ -6,7 +6,7 @@
 import { dlopen } from "bun:ffi";
 import { type Kind, type SymbolName, symbols } from "./symbols.ts";
 
-const ABI_VERSION = 2;
+const ABI_VERSION = 3;
 
 /** Turns of libgomp's waiting loop, 20–50 ns each. */
 const SPIN_COUNT = "1000";
@@ -132,6 +132,15 @@ export class Native implements Disposable {
     const context = this.#live("mantou_context_describe");
     this.#check(this.#functions.mantou_context_describe(context, text, text.length));
     return new TextDecoder().decode(text.subarray(0, text.indexOf(0)));
+  }
+
+  /** What type weights and activations should have on this device, and why. */
+  preferredType(): { type: "float32" | "bfloat16"; reason: string } {
+    const [dtype, text] = [new Int32Array(new ArrayBuffer(4)), new Uint8Array(new ArrayBuffer(256))];
+    const context = this.#live("mantou_context_preferred_dtype");
+    this.#check(this.#functions.mantou_context_preferred_dtype(context, dtype, text, text.length));
+    const reason = new TextDecoder().decode(text.subarray(0, text.indexOf(0)));
+    return { type: dtype[0] === 1 ? "bfloat16" : "float32", reason };
   }
 
   [Symbol.dispose](): void {

@@ -293,14 +293,24 @@ export function softmax(output: Tensor, input: Tensor, outer: number, dim: numbe
   input.device.run("mantou_softmax", typeOf("softmax", { output, input }), outer, dim, inner, input, output);
 }
 
-/** losses [rows]; where gradientScale is not 0, logits [rows, vocab] become gradientScale · (softmax − onehot). */
-export function crossEntropy(losses: Tensor, logits: Tensor, targets: Tensor, gradientScale: number): void {
+/**
+ * losses [rows]; where gradientScale is not 0, logits [rows, columns] become gradientScale · (softmax − onehot). Columns
+ * from vocabSize on have no part in it; their gradient is 0.
+ */
+export function crossEntropy(
+  losses: Tensor,
+  logits: Tensor,
+  targets: Tensor,
+  gradientScale: number,
+  vocabSize = logits.columns,
+): void {
   const { rows, columns, device } = logits;
-  const fits = losses.count === rows && targets.count === rows && targets.dtype === "int32";
+  const isBatch = losses.count === rows && targets.count === rows && targets.dtype === "int32";
+  const fits = isBatch && vocabSize <= columns;
   check(fits, "cross-entropy", { losses, logits, targets });
   checkFloat32("cross-entropy", { losses });
   const type = typeOf("cross-entropy", { logits });
-  device.run("mantou_cross_entropy", type, rows, columns, logits, columns, targets, gradientScale, losses);
+  device.run("mantou_cross_entropy", type, rows, vocabSize, logits, columns, targets, gradientScale, losses);
 }
 
 /** result [2] = ‖gradients‖₂ and min(1, maxNorm / (norm + 1e-6)), the factor of torch's clip_grad_norm_. */

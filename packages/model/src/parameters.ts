@@ -2,16 +2,22 @@
  * A model's parameters: values and gradients each lie in one flat buffer, so that the optimizer, the norm and a
  * checkpoint are each one pass. Parameters of one group are stacked without a gap (q, k, v; w1, w3) and can be used as
  * one matrix; groups start at multiples of 256 bytes, and the padding stays zero.
+ *
+ * Values and gradients are float32. A store whose layers compute in bfloat16 (Micikevicius et al. 2018, "Mixed precision
+ * training", §3.1) keeps a second buffer, laid out alike, with the values rounded: the weights. The optimizer writes
+ * both; who writes values otherwise does so by `Parameter.set`.
  */
 import type { Device } from "./device.ts";
-import { Tensor, elementCount } from "./tensor.ts";
+import { type FloatType, MANTOU_DTYPES, Tensor, elementCount } from "./tensor.ts";
 
-/** Group starts are aligned to this many elements (256 bytes). */
-const ALIGNMENT = 64;
+/** Group starts are aligned to this many elements (256 bytes of bfloat16). */
+const ALIGNMENT = 128;
 
 export interface ParameterSpec {
   name: string;
   shape: number[];
+  /** Rows of zeros after a matrix that stands alone in its group: up to a multiple of this (see `padded`). */
+  rowMultiple?: number;
 }
 
 /** A named part of the flat buffers. */
@@ -19,22 +25,39 @@ export class Parameter {
   constructor(
     readonly name: string,
     readonly shape: readonly number[],
+    /** float32: what the optimizer updates and a checkpoint holds. */
     readonly value: Tensor,
+    /** What layers compute with: `value` itself, or in bfloat16 its rounded copy. */
+    readonly weight: Tensor,
     readonly grad: Tensor,
     /** First element in the flat buffers. */
     readonly offset: number,
     readonly store: ParameterStore,
   ) {}
+
+  /** Replaces value and weight. */
+  set(data: Float32Array): void {
+    this.value.upload(data);
+    if (this.weight !== this.value) this.weight.upload(data);
+  }
 }
 
 export class ParameterStore implements Disposable {
   /** float32 [count]: all parameters, and zeros between groups. */
   readonly values: Tensor;
+  /** The values in the type that layers compute in; `values` itself if that is float32. */
+  readonly weights: Tensor;
   readonly gradients: Tensor;
   readonly byName = new Map<string, Parameter>();
   readonly device: Device;
+  #paddedRows = new Map<string, number>();
 
-  constructor(device: Device, groups: ParameterSpec[][]) {
+  /** @param type of the weights that layers compute with */
+  constructor(
+    device: Device,
+    groups: ParameterSpec[][],
+    readonly type: FloatType = "float32",
+  ) {
     this.device = device;
     const placed: { spec: ParameterSpec; offset: number }[] = [];
     let end = 0;
@@ -42,14 +65,24 @@ export class ParameterStore implements Disposable {
       end = Math.ceil(end / ALIGNMENT) * ALIGNMENT;
       for (const spec of group) {
         placed.push({ spec, offset: end });
-        end += elementCount(spec.shape);
+        const [rows, ...columns] = spec.shape as [number, ...number[]];
+        const multiple = spec.rowMultiple ?? 1;
+        const paddedRows = Math.ceil(rows / multiple) * multiple;
+        if (group.length === 1) this.#paddedRows.set(spec.name, paddedRows);
+        end += elementCount([paddedRows, ...columns]);
       }
     }
     this.values = Tensor.zeros(device, [end]);
+    this.weights = type === "float32" ? this.values : Tensor.zeros(device, [end], type);
     this.gradients = Tensor.zeros(device, [end]);
     for (const { spec, offset } of placed) {
-      const [value, grad] = [this.values.view(spec.shape, offset), this.gradients.view(spec.shape, offset)];
-      this.byName.set(spec.name, new Parameter(spec.name, spec.shape, value, grad, offset, this));
+      const part = (of: Tensor) => of.view(spec.shape, offset);
+      const value = part(this.values);
+      const weight = type === "float32" ? value : part(this.weights);
+      this.byName.set(
+        spec.name,
+        new Parameter(spec.name, spec.shape, value, weight, part(this.gradients), offset, this),
+      );
     }
   }
 
@@ -58,6 +91,11 @@ export class ParameterStore implements Disposable {
     let count = 0;
     for (const parameter of this.byName.values()) count += parameter.value.count;
     return count;
+  }
+
+  /** The ABI's number of the weights' type. */
+  get dtype(): number {
+    return MANTOU_DTYPES[this.type];
   }
 
   get(name: string): Parameter {
@@ -75,12 +113,20 @@ export class ParameterStore implements Disposable {
       if (part.offset !== expected) throw new Error(`${names.join(", ")} are not one group`);
       expected += part.value.count;
     }
-    const offset = parts[0]!.offset;
-    return { weight: this.values.view(shape, offset), dWeight: this.gradients.view(shape, offset) };
+    return this.#at(parts[0]!.offset, shape);
+  }
+
+  /** A matrix with the rows of zeros behind it (`rowMultiple`). Whoever uses it sees to it that their gradient is 0. */
+  padded(name: string): { weight: Tensor; dWeight: Tensor } {
+    const { offset, value } = this.get(name);
+    return this.#at(offset, [this.#paddedRows.get(name) ?? value.rows, value.columns]);
+  }
+
+  #at(offset: number, shape: number[]): { weight: Tensor; dWeight: Tensor } {
+    return { weight: this.weights.view(shape, offset), dWeight: this.gradients.view(shape, offset) };
   }
 
   [Symbol.dispose](): void {
-    this.values[Symbol.dispose]();
-    this.gradients[Symbol.dispose]();
+    for (const buffer of new Set([this.values, this.weights, this.gradients])) buffer[Symbol.dispose]();
   }
 }

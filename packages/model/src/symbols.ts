@@ -21,6 +21,7 @@ export const symbols = {
   mantou_context_create: status("i32", "i32", P),
   mantou_context_destroy: status("context"),
   mantou_context_describe: status("context", P, I),
+  mantou_context_preferred_dtype: status("context", P, P, I),
 
   mantou_malloc: status("context", I, P),
   mantou_free: status("context", P),
@@ -31,6 +32,10 @@ export const symbols = {
   mantou_fill: status("context", P, "i32", I),
   mantou_stream_wait: status("context", "i32", "i32"),
   mantou_synchronize: status("context"),
+  mantou_capture_begin: status("context"),
+  mantou_capture_end: status("context", P),
+  mantou_graph_replay: status("context", P),
+  mantou_graph_destroy: status("context", P),
 
   mantou_file_map: status(P, P),
   mantou_file_unmap: status(P),

@@ -4,7 +4,7 @@
  */
 import { Activations } from "./activations.ts";
 import { type ModelConfig, type ResolvedModelConfig, resolveModelConfig } from "./config.ts";
-import type { Device } from "./device.ts";
+import type { Device, Precision } from "./device.ts";
 import { Decoder } from "./decoder.ts";
 import { type Block, type Residual, createBlock } from "./layers/block.ts";
 import { Embedding } from "./layers/embedding.ts";
@@ -13,7 +13,10 @@ import { RMSNorm } from "./layers/rmsnorm.ts";
 import { type Parameter, type ParameterSpec, ParameterStore } from "./parameters.ts";
 import { Random } from "./random.ts";
 import { ropeTable } from "./rope.ts";
-import { type NdArray, Tensor } from "./tensor.ts";
+import { type FloatType, type NdArray, Tensor } from "./tensor.ts";
+
+/** Rows of the output projection on a GPU: whole tiles of its matrix products, and 256-byte rows of logits. */
+const GPU_VOCABULARY_MULTIPLE = 128;
 
 export interface TransformerOptions {
   device: Device;
@@ -23,15 +26,27 @@ export interface TransformerOptions {
   weights?: Record<string, NdArray>;
   /** Most sequences per training step. Default 1. */
   batchSize?: number;
+  /** What matrix products are computed in. Default fp32. */
+  precision?: Precision;
+  /**
+   * Rows of the output projection as the kernels see it, and so columns of the logits: a multiple of this, with zeros
+   * past the vocabulary that leave no trace. Default: what suits the device.
+   */
+  vocabularyMultiple?: number;
 }
 
-/** The parameters of a model, group by group (see ParameterStore), in the order of the forward pass. */
-export function parameterGroups(config: ResolvedModelConfig): ParameterSpec[][] {
+/**
+ * The parameters of a model, group by group (see ParameterStore), in the order of the forward pass.
+ * @param vocabularyMultiple of the rows of the output projection
+ */
+export function parameterGroups(config: ResolvedModelConfig, vocabularyMultiple = 1): ParameterSpec[][] {
   const { vocabSize, dModel, dFf, numLayers, numHeads, numKeyValueHeads, norm, ffn, tieEmbeddings } = config;
   const dKeyValue = (dModel / numHeads) * numKeyValueHeads;
   const gain = (name: string): ParameterSpec[][] => (norm === "none" ? [] : [[{ name, shape: [dModel] }]]);
   const matrix = (name: string, dOut: number, dIn: number) => ({ name: `${name}.weight`, shape: [dOut, dIn] });
-  const groups = [[matrix("token_embeddings", vocabSize, dModel)]];
+  const projection = (name: string) => ({ ...matrix(name, vocabSize, dModel), rowMultiple: vocabularyMultiple });
+  const embeddings = tieEmbeddings ? projection("token_embeddings") : matrix("token_embeddings", vocabSize, dModel);
+  const groups: ParameterSpec[][] = [[embeddings]];
   for (let i = 0; i < numLayers; i++) {
     const [attn, ffnName] = [`layers.${i}.attn`, `layers.${i}.ffn`];
     const up = [matrix(`${ffnName}.w1`, dFf, dModel)];
@@ -47,7 +62,7 @@ export function parameterGroups(config: ResolvedModelConfig): ParameterSpec[][] 
     groups.push(up, [matrix(`${ffnName}.w2`, dModel, dFf)]);
   }
   groups.push(...gain("ln_final.weight"));
-  if (!tieEmbeddings) groups.push([matrix("lm_head", vocabSize, dModel)]);
+  if (!tieEmbeddings) groups.push([projection("lm_head")]);
   return groups;
 }
 
@@ -66,6 +81,7 @@ export class TransformerLM implements Disposable {
   readonly config: ResolvedModelConfig;
   readonly device: Device;
   readonly batchSize: number;
+  readonly precision: Precision;
   readonly store: ParameterStore;
   /** cos/sin table, or null without rotary position embedding. */
   readonly rope: Tensor | null;
@@ -81,10 +97,20 @@ export class TransformerLM implements Disposable {
     }
     const { contextLength, dModel, numHeads, position } = this.config;
     if (options.weights) checkWeights(parameterGroups(this.config).flat(), options.weights);
-    this.store = new ParameterStore(this.device, parameterGroups(this.config));
+    this.precision = options.precision ?? "fp32";
+    if (this.precision !== "fp32" && this.precision !== "bf16") {
+      throw new RangeError(`precision must be fp32 or bf16, not ${String(this.precision)}`);
+    }
+    const multiple = options.vocabularyMultiple ?? (this.device.name === "cpu" ? 1 : GPU_VOCABULARY_MULTIPLE);
+    this.store = new ParameterStore(this.device, parameterGroups(this.config, multiple), this.type);
     this.rope = position === "rope" ? ropeTable(this.device, contextLength, dModel / numHeads, this.config) : null;
     if (options.weights) this.load(options.weights);
     else this.#initialise(options.seed ?? 0);
+  }
+
+  /** Type of weights and activations. */
+  get type(): FloatType {
+    return this.precision === "bf16" ? "bfloat16" : "float32";
   }
 
   /** Name → value and gradient, in the order of the forward pass. */
@@ -101,7 +127,7 @@ export class TransformerLM implements Disposable {
   load(weights: Record<string, NdArray>): void {
     checkWeights([...this.parameters().values()], weights);
     for (const parameter of this.parameters().values()) {
-      parameter.value.upload(Float32Array.from(weights[parameter.name]!.data));
+      parameter.set(Float32Array.from(weights[parameter.name]!.data));
     }
   }
 
@@ -192,11 +218,11 @@ export class TransformerLM implements Disposable {
   /** Builds the layers around the parameters and plans their memory. */
   #plan(): Step {
     const { config, store, device } = this;
-    const activations = new Activations(device, this.batchSize, config.contextLength);
+    const activations = new Activations(device, this.batchSize, config.contextLength, this.type);
     const blocks = Array.from({ length: config.numLayers }, (_, i) =>
       createBlock(store, i, config, this.rope, activations),
     );
-    const head = this.headParameter;
+    const head = store.padded(this.headParameter.name);
     return {
       activations,
       tokens: activations.keep([activations.rows], "int32"),
@@ -205,7 +231,7 @@ export class TransformerLM implements Disposable {
       blocks,
       lnFinal:
         config.norm === "none" ? null : new RMSNorm(store.get("ln_final.weight"), activations, config.rmsNormEps),
-      head: new Head(head.value, head.grad, activations),
+      head: new Head(head.weight, head.dWeight, config.vocabSize, activations),
     };
   }
 
@@ -215,14 +241,15 @@ export class TransformerLM implements Disposable {
    */
   #initialise(seed: number): void {
     const random = new Random(seed);
-    for (const { name, shape, value } of this.parameters().values()) {
-      const data = new Float32Array(value.count);
+    for (const parameter of this.parameters().values()) {
+      const { name, shape } = parameter;
+      const data = new Float32Array(parameter.value.count);
       if (shape.length === 1) data.fill(1);
       else {
         const isEmbedding = name === "token_embeddings.weight" && !this.config.tieEmbeddings;
         random.truncatedNormal(data, isEmbedding ? 1 : Math.sqrt(2 / (shape[0]! + shape[1]!)));
       }
-      value.upload(data);
+      parameter.set(data);
     }
   }
 }

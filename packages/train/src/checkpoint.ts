@@ -31,15 +31,19 @@ interface Saved {
   optimizer: AdamW | null;
 }
 
-/** The tensors of a checkpoint, in the order of the file. */
-function entries({ model, optimizer }: Saved): (TensorEntry & { tensor: Tensor })[] {
+/** The tensors of a checkpoint, in the order of the file; all are float32, whatever the model computes in. */
+function entries({ model, optimizer }: Saved): (TensorEntry & { tensor: Tensor; put: (data: Float32Array) => void })[] {
   const all = [...model.parameters().values()];
   const entry = (name: string, shape: readonly number[], tensor: Tensor) => {
-    return { name, dtype: "F32" as const, shape, tensor, data: () => tensor.toFloat32Array() };
+    const put = (data: Float32Array) => tensor.upload(data);
+    return { name, dtype: "F32" as const, shape, tensor, put, data: () => tensor.toFloat32Array() };
   };
   const moments = (prefix: string, flat: Tensor) =>
     all.map(({ name, shape, offset }) => entry(`${prefix}.${name}`, shape, flat.view(shape, offset)));
-  const weights = all.map(({ name, shape, value }) => entry(name, shape, value));
+  const weights = all.map((parameter) => ({
+    ...entry(parameter.name, parameter.shape, parameter.value),
+    put: (data: Float32Array) => parameter.set(data),
+  }));
   if (optimizer === null) return weights;
   return [
     ...weights,
@@ -120,7 +124,7 @@ export function loadCheckpoint(source: string | Uint8Array, trained: Trained): n
     }
     const tensors = entries(trained);
     checkTensors(file, manifest, tensors, label);
-    for (const { name, tensor } of tensors) tensor.upload(file.float32(name).data);
+    for (const { name, put } of tensors) put(file.float32(name).data);
     trained.optimizer.stepCount = manifest.optimizerSteps;
     return manifest.iteration;
   });
@@ -144,7 +148,7 @@ export function loadWeights(
       weights.map(({ name, shape }) => ({ name: `${prefix}.${name}`, shape })),
     );
     checkTensors(file, manifest, [...weights, ...moments], label);
-    for (const { name, value } of weights) value.upload(file.float32(name).data);
+    for (const parameter of weights) parameter.set(file.float32(parameter.name).data);
     return manifest.iteration;
   });
 }

@@ -211,10 +211,10 @@ export const trainConfigSchema = z.strictObject({
     .enum(["auto", "cpu", "cuda"])
     .default("auto")
     .meta({ group: "Machine", description: "where to compute; auto: a GPU if there is one" }),
-  precision: z
-    .enum(["auto", "fp32", "bf16"])
-    .default("auto")
-    .meta({ group: "Machine", description: "number format of the matrix products; auto: the best for the device" }),
+  precision: z.enum(["auto", "fp32", "bf16"]).default("auto").meta({
+    group: "Machine",
+    description: "number format of the matrix products (sums, weights kept and moments are float32); auto: the faster",
+  }),
   threads: z
     .union([count(), auto])
     .default("auto")

@@ -333,12 +333,6 @@ function checkConfig(resolved: ResolvedConfig): void {
       `use ${flagOf("microBatchSize")} ${joinOr(near.map(String))}`,
     );
   }
-  if (config.device === "cpu" && config.precision === "bf16") {
-    refuse(
-      `${show("precision", "bf16")} does not go with ${show("device", "cpu")}: the CPU computes in float32`,
-      `use ${set("precision", "fp32")} or ${set("device", "cuda")}`,
-    );
-  }
 }
 
 /** The config with all its choices put in. Values without a choice stay `"auto"`, which the type does not show. */

@@ -147,7 +147,8 @@ export function loadRun(path: string, device: Device, warn: (message: string) =>
   }
   const config = loadRunConfig(run.config);
   const tokenizer = loadTokenizer(run.tokenizer);
-  const model = new TransformerLM(modelConfig(config), { device, batchSize: config.microBatchSize });
+  const { microBatchSize: batchSize, precision } = config;
+  const model = new TransformerLM(modelConfig(config), { device, batchSize, precision });
   try {
     const step = loadNewest(run.checkpoints, (file) => loadWeights(file, model), warn);
     if (step === undefined) {

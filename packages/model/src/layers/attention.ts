@@ -33,10 +33,10 @@ export class Attention {
     const qkv = store.stacked(["q", "k", "v"].map((part) => `${prefix}.${part}_proj.weight`));
     const out = store.get(`${prefix}.output_proj.weight`);
     this.#qkv = new Linear(qkv.weight, qkv.dWeight, activations, "dAttentionInput");
-    this.#out = new Linear(out.value, out.grad, activations, "dAttended");
+    this.#out = new Linear(out.weight, out.grad, activations, "dAttended");
     const { rows, batchSize, contextLength } = activations;
     this.#attended = activations.keep([rows, config.dModel]);
-    this.#lse = activations.keep([config.numHeads, rows]);
+    this.#lse = activations.keep([config.numHeads, rows], "float32");
     this.#dQkv = activations.scratch("dQkv", [rows, qkv.weight.rows]);
     const { heads, kvHeads, headDim } = headShape(config);
     const sizes = [batchSize, contextLength, heads, kvHeads, headDim] as const;

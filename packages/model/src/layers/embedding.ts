@@ -20,7 +20,7 @@ export class Embedding {
   /** tokens int32 [rows] → [rows, dModel]. */
   forward(tokens: Tensor): Tensor {
     const output = this.#output.slice(0, tokens.count);
-    embeddingForward(output, this.weight.value, tokens);
+    embeddingForward(output, this.weight.weight, tokens);
     return output;
   }
 

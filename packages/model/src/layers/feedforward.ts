@@ -22,7 +22,7 @@ export class FeedForward {
     const up = store.stacked(names.map((name) => `${prefix}.${name}.weight`));
     const down = store.get(`${prefix}.w2.weight`);
     this.#up = new Linear(up.weight, up.dWeight, activations, "dFeedForwardInput");
-    this.#down = new Linear(down.value, down.grad, activations, "dHidden");
+    this.#down = new Linear(down.weight, down.grad, activations, "dHidden");
     this.#hidden = activations.keep([activations.rows, config.dFf]);
   }
 

@@ -15,17 +15,18 @@ export class Head {
   #dInput: Tensor;
   #loss: Tensor;
 
-  /** @param weight [vocabSize, dModel] */
+  /** @param weight [at least vocabSize, dModel]; rows past the vocabulary are zeros and get no gradient */
   constructor(
     readonly weight: Tensor,
     readonly dWeight: Tensor,
+    readonly vocabSize: number,
     activations: Activations,
   ) {
     const rows = Math.min(activations.rows, Math.max(64, Math.floor(CHUNK_ELEMENTS / weight.rows)));
     this.#logits = activations.keep([rows, weight.rows]);
-    this.#losses = activations.keep([activations.rows]);
+    this.#losses = activations.keep([activations.rows], "float32");
     this.#dInput = activations.scratch("dHeadInput", [activations.rows, weight.columns]);
-    this.#loss = activations.keep([1]);
+    this.#loss = activations.keep([1], "float32");
   }
 
   /**
@@ -39,7 +40,8 @@ export class Head {
       const count = Math.min(this.#logits.rows, rows - first);
       const [chunk, logits] = [x.slice(first, count), this.#logits.slice(0, count)];
       matmul(logits, chunk, this.weight, { transposeB: true });
-      crossEntropy(this.#losses.view([count], first), logits, targets.view([count], first), gradientScale / rows);
+      const losses = this.#losses.view([count], first);
+      crossEntropy(losses, logits, targets.view([count], first), gradientScale / rows, this.vocabSize);
       if (gradientScale === 0) continue;
       matmul(dx.slice(first, count), logits, this.weight);
       matmul(this.dWeight, logits, chunk, { transposeA: true, accumulate: true });

@@ -18,7 +18,7 @@ export class RMSNorm {
     const [rows, dModel] = [activations.rows, gain.value.count];
     this.#sum = activations.keep([rows, dModel]);
     this.#output = activations.keep([rows, dModel]);
-    this.#rstd = activations.keep([rows]);
+    this.#rstd = activations.keep([rows], "float32");
     activations.reserve(gain.value.device.size("mantou_rmsnorm_backward_workspace", rows, dModel));
   }
 
@@ -28,14 +28,14 @@ export class RMSNorm {
     const sum = residual ? this.#sum.slice(0, rows) : null;
     const output = this.#output.slice(0, rows);
     const rstd = this.#rstd.view([rows]);
-    rmsnormForward({ output, sum, rstd }, { input, residual, gain: this.gain.value, eps: this.eps });
+    rmsnormForward({ output, sum, rstd }, { input, residual, gain: this.gain.weight, eps: this.eps });
     this.#x = sum ?? input;
     return { x: this.#x, output };
   }
 
   /** dGain += …; returns, in place of dOutput, the gradient of x: through the norm, plus dResidual. */
   backward(dOutput: Tensor, dResidual: Tensor | null): Tensor {
-    const given = { x: this.#x!, gain: this.gain.value, rstd: this.#rstd.view([dOutput.rows]) };
+    const given = { x: this.#x!, gain: this.gain.weight, rstd: this.#rstd.view([dOutput.rows]) };
     const outputs = { dInput: dOutput, dGain: this.gain.grad };
     rmsnormBackward(outputs, { dOutput, ...given, dResidual, workspace: this.activations.workspace });
     return dOutput;

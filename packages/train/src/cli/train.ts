@@ -81,7 +81,8 @@ await runCommand(async (argv) => {
   const tokenizer = prepareTokenizer(run.path, settled(resolved), progress);
   const config = settleVocabulary(resolved, run, tokenizer.vocabSize);
   const { train: trainTokens, val } = prepareData(run.path, config, tokenizer, device, progress);
-  using model = new TransformerLM(modelConfig(config), { device, seed: config.seed, batchSize: config.microBatchSize });
+  const { seed, microBatchSize: batchSize, precision } = config;
+  using model = new TransformerLM(modelConfig(config), { device, seed, batchSize, precision });
   if (config.init !== undefined && listCheckpoints(run.checkpoints).length === 0) {
     initialise(model, config.init, (message) => say(`${style.color("yellow", "warning")}: ${message}`));
   }
@@ -141,9 +142,6 @@ function start(
   const { config } = resolved;
   checkSources(config);
   checkTextLengths(config);
-  if (config.precision === "bf16") {
-    throw new UserError("--precision bf16 needs a GPU: the CPU computes in float32", { fix: "use --precision fp32" });
-  }
   const run = claimDirectory(resolved, nameOf(resolved));
   if (run.exists) {
     say(`${run.path} holds an unfinished run of this config: going on with it`);
@@ -152,7 +150,10 @@ function start(
   chooseThreads(resolved);
   const device = openDevice(config.device, { threads: settledThreads(resolved), log: say });
   if (config.device === "auto") choose(resolved, "device", device.name, device.reason);
-  if (config.precision === "auto") choose(resolved, "precision", "fp32", "what the CPU computes in");
+  if (config.precision === "auto") {
+    const { precision, reason } = device.preferredPrecision;
+    choose(resolved, "precision", precision, reason);
+  }
   chooseBatchSizes(resolved, device.name);
   const vocabulary = "at most; the tokenizer may find fewer merges";
   if (config.model.vocabSize === "auto") choose(resolved, "model.vocabSize", config.tokenizer.vocabSize, vocabulary);
