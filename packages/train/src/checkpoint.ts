@@ -8,7 +8,7 @@
 import { existsSync, readdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { type AdamW, type ResolvedModelConfig, SafetensorsError, SafetensorsFile, type Tensor } from "@mantou/model";
-import type { TensorEntry, TransformerLM } from "@mantou/model";
+import { type TensorEntry, type TransformerLM, resolveModelConfig } from "@mantou/model";
 import { type CheckpointContents, type CheckpointTarget, METADATA_KEY, type Manifest } from "./checkpoint-format.ts";
 import { asBytes, manifestSchema, startHash, writeCheckpoint } from "./checkpoint-format.ts";
 import { MODEL_USES } from "./config.ts";
@@ -189,15 +189,20 @@ function checkTensors(
   if (hash.digest("hex") !== manifest.sha256) throw new CheckpointError(`${label} is damaged: its hash is wrong`);
 }
 
+/** Some model: whose optional settings all have their default. */
+const MINIMAL = { vocabSize: 1, contextLength: 1, dModel: 2, numLayers: 1, numHeads: 1, dFf: 1, ropeTheta: 2 };
+
 function checkModel(
   stored: Record<string, unknown>,
   config: ResolvedModelConfig,
   label: string,
   mayDiffer: readonly string[] = [],
 ): void {
+  // Settings that are newer than the checkpoint had their default then.
+  const known: Record<string, unknown> = { ...resolveModelConfig(MINIMAL), ...stored };
   for (const [key, value] of Object.entries(config)) {
-    if (stored[key] !== value && !mayDiffer.includes(key)) {
-      throw new CheckpointError(`${label} is of another model: ${key} is ${String(stored[key])}, not ${value}`);
+    if (known[key] !== value && !mayDiffer.includes(key)) {
+      throw new CheckpointError(`${label} is of another model: ${key} is ${String(known[key])}, not ${value}`);
     }
   }
 }

@@ -13,7 +13,7 @@ import { generateStories } from "../../../packages/train/src/stories.ts";
 
 export const root = join(import.meta.dir, "../../..");
 
-export type CommandName = "train" | "generate" | "eval" | "tokenizer" | "build-kernels";
+export type CommandName = "train" | "generate" | "eval" | "serve" | "export" | "import" | "tokenizer" | "build-kernels";
 
 /** How a command ended. */
 export interface Ended {

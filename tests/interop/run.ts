@@ -1,0 +1,63 @@
+/**
+ * `bun run test:interop [--setup | --if-possible] [ARGUMENTS OF bun test]`: the suite that holds what we read and write
+ * against the programs that define it, transformers, safetensors and gguf, in a Python environment of its own.
+ *
+ * The environment is made in build/interop-venv when it is not there, with the versions of requirements.txt; MANTOU_PYTHON
+ * names a Python that has the packages already. `--setup` makes it and does no more. Where it cannot be made the suite
+ * fails; with `--if-possible` it says that it was skipped and why, and succeeds.
+ */
+import { existsSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+
+const folder = import.meta.dir;
+const root = join(folder, "../..");
+const environment = join(root, "build/interop-venv");
+const requirements = join(folder, "requirements.txt");
+
+const argv = process.argv.slice(2);
+const [setupOnly, ifPossible] = ["--setup", "--if-possible"].map((flag) => argv.includes(flag));
+const rest = argv.filter((word) => word !== "--setup" && word !== "--if-possible");
+
+const python = findPython();
+if (typeof python !== "string") {
+  console.log(`test:interop ${ifPossible ? "SKIPPED" : "cannot run"}: ${python.reason}`);
+  process.exit(ifPossible ? 0 : 1);
+}
+if (setupOnly) {
+  console.log(python);
+  process.exit(0);
+}
+const tests = [...new Bun.Glob("*.interop.ts").scanSync(folder)].sort().map((name) => `./tests/interop/${name}`);
+const child = Bun.spawn([process.execPath, "test", "--timeout", "300000", ...tests, ...rest], {
+  cwd: root,
+  env: { ...process.env, MANTOU_PYTHON: python },
+  stdio: ["ignore", "inherit", "inherit"],
+});
+process.exit(await child.exited);
+
+/** A Python with the packages, or why there is none. */
+function findPython(): string | { reason: string } {
+  const given = process.env.MANTOU_PYTHON;
+  if (given !== undefined) return given;
+  const path = join(environment, "bin/python");
+  const stamp = join(environment, "requirements.txt");
+  const wanted = readFileSync(requirements, "utf8");
+  if (existsSync(stamp) && readFileSync(stamp, "utf8") === wanted) return path;
+  const base = ["python3.13", "python3.12", "python3.11", "python3"].find((name) => Bun.which(name) !== null);
+  if (base === undefined) return { reason: "there is no Python here" };
+  console.log(`making the Python environment in ${environment}`);
+  rmSync(environment, { recursive: true, force: true });
+  const steps = [
+    [base, "-m", "venv", environment],
+    [path, "-m", "pip", "install", "--quiet", "--retries", "1", "--timeout", "15", "-r", requirements],
+  ];
+  for (const step of steps) {
+    const { exitCode, stderr } = Bun.spawnSync(step, { stdout: "inherit", stderr: "pipe" });
+    if (exitCode === 0) continue;
+    rmSync(environment, { recursive: true, force: true });
+    const why = stderr.toString().trim().split("\n").at(-1) ?? "";
+    return { reason: `\`${step.slice(1, 4).join(" ")}\` of ${base} failed: ${why}` };
+  }
+  writeFileSync(stamp, wanted);
+  return path;
+}
