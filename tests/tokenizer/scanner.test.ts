@@ -6,7 +6,7 @@ import { describe, expect, test } from "bun:test";
 import fc from "fast-check";
 import { type Sink, TextFeed } from "../../packages/tokenizer/src/feed.ts";
 import { type Pattern, PATTERN_NAMES, resolvePattern } from "../../packages/tokenizer/src/patterns.ts";
-import { RegExpScanner } from "../../packages/tokenizer/src/scan-regexp.ts";
+import { compilePattern, RegExpScanner } from "../../packages/tokenizer/src/scan-regexp.ts";
 import { SpecialMatcher } from "../../packages/tokenizer/src/special.ts";
 import { charAt, classOf, completeEnd, decodedLength } from "../../packages/tokenizer/src/unicode.ts";
 import { GPT2_PATTERN, pretokens, toByteString } from "../reference/bpe.ts";
@@ -38,6 +38,26 @@ function piecesOf(
   return pieces;
 }
 
+/** A feed that is used again for text after text, as byte strings with bars between the pieces; quick. */
+function collector(pattern: Pattern): (sample: string) => string {
+  let pieces: string[] = [];
+  const feed = new TextFeed(pattern, null, {
+    pieces(bytes, _view, start, ends, count) {
+      for (let i = 0; i < count; i++) {
+        pieces.push(String.fromCharCode(...bytes.subarray(start, ends[i])));
+        start = ends[i];
+      }
+    },
+    special: () => undefined,
+  });
+  return (sample) => {
+    pieces = [];
+    feed.push(sample);
+    feed.finish();
+    return pieces.join("|");
+  };
+}
+
 /** Everything that the pattern treats in a way of its own, and arbitrary characters. */
 const unit = fc.oneof(
   { weight: 8, arbitrary: fc.constantFrom(..."stmdlvreaZ'é말漢ßʰ") },
@@ -49,51 +69,125 @@ const text = fc.string({ unit, maxLength: 40 });
 
 const gpt2 = resolvePattern("gpt2");
 
-describe("gpt2", () => {
-  test("equals the regular expression on random text", () => {
-    fc.assert(
-      fc.property(text, (sample) => expect(piecesOf(gpt2, [sample])).toEqual(pretokens(sample))),
-      { numRuns: 20_000, interruptAfterTimeLimit: 4000 },
-    );
+/** Pieces by the pattern's regular expression, as byte strings; GPT-2's by the reference's own spelling. */
+function expected(pattern: Pattern, regexp: RegExp, sample: string): string[] {
+  if (pattern.id === "gpt2") return pretokens(sample);
+  return Array.from(sample.toWellFormed().matchAll(regexp), ([piece]) => toByteString(piece));
+}
+
+describe.each(PATTERN_NAMES.map((name) => [name]))("%s", (name) => {
+  const pattern = resolvePattern(name);
+  const regexp = compilePattern(pattern.source);
+
+  /** The regular expression agrees on a sample; `toEqual` only where it does not, as it is slow. */
+  const check = (sample: string): void => {
+    const [found, wanted] = [piecesOf(pattern, [sample]), expected(pattern, regexp, sample)];
+    if (found.join("|") !== wanted.join("|")) expect({ sample, pieces: found }).toEqual({ sample, pieces: wanted });
+  };
+
+  test("equals the regular expression on 100,000 random texts", () => {
+    let state = 20_260_101;
+    const random = (n: number): number => {
+      state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+      return Math.floor((state / 2 ** 32) * n);
+    };
+    const special = [
+      ..."stmdlvreSLVRZaBe''' \n\t\r\u0085\u00a0\u2028\u3000é말漢ßʰ\u01c5\u017fÀ09٣Ⅷ²!./-_’\u0301\u0903\u200b\u200d\ufeff\ufffd",
+      "😀",
+      "𝔸",
+      "𝟘",
+      "𐐨",
+      "👨‍👩‍👧",
+      "'ll",
+      "'RE",
+      "'\u017f",
+      "\r\n",
+      "  ",
+    ];
+    const feed = collector(pattern);
+    for (let checked = 0; checked < 100_000; checked++) {
+      let sample = "";
+      for (let length = 1 + random(14); length > 0; length--) {
+        sample += random(12) > 0 ? special[random(special.length)] : String.fromCodePoint(random(0x110000));
+      }
+      const [found, wanted] = [feed(sample), expected(pattern, regexp, sample).join("|")];
+      if (found !== wanted) expect({ sample, pieces: found }).toEqual({ sample, pieces: wanted });
+    }
   });
 
   test("equals the regular expression on all short strings over the characters that matter", () => {
-    const characters = ["'", "l", "s", "9", " ", "\n", "!", "é", "\u3000", "😀"];
+    const characters = [
+      "'",
+      "l",
+      "S",
+      "9",
+      " ",
+      "\n",
+      "!",
+      "é",
+      "\u3000",
+      "😀",
+      ...(name === "o200k" ? "\u0301ʰ" : ""),
+    ];
+    const feed = collector(pattern);
     let strings = [""];
     for (let length = 1; length <= 4; length++) {
       strings = strings.flatMap((prefix) => characters.map((character) => prefix + character));
       for (const sample of strings) {
-        const pieces = piecesOf(gpt2, [sample]);
-        if (pieces.join("|") !== pretokens(sample).join("|")) expect(pieces).toEqual(pretokens(sample));
+        const [found, wanted] = [feed(sample), expected(pattern, regexp, sample).join("|")];
+        if (found !== wanted) expect({ sample, pieces: found }).toEqual({ sample, pieces: wanted });
       }
     }
-    expect(strings.length).toBe(10_000);
+    expect(strings.length).toBe(characters.length ** 4);
   });
 
   test("equals the regular expression on texts longer than a batch and the buffer", () => {
     for (const sample of ["a ", "it's 12  \n", "말 ", "😀😀 x", " ".repeat(3001), "x".repeat(70_001), "'", "\n \n"]) {
-      const long = sample.repeat(Math.ceil(150_000 / sample.length));
-      expect(piecesOf(gpt2, [long]).length).toBe(pretokens(long).length);
-      expect(piecesOf(gpt2, [long]).join("|") === pretokens(long).join("|")).toBe(true);
+      check(sample.repeat(Math.ceil(150_000 / sample.length)));
     }
+  });
+
+  test("cut anywhere and through buffers of all sizes gives the pieces of the whole", () => {
+    const samples = [
+      "I'LL  say 'l it's\n\n  we've're'll 'v end'",
+      "ʰAAb ʰAA'll e\u0301E\u0301AB'sx !\r\n/\n /x 12345 ",
+      "a\u3000 \u00a0 b말하다 \n \n 😀x 😀😀😀  \n ",
+    ];
+    for (const sample of samples) {
+      const whole = piecesOf(pattern, [sample]);
+      for (let capacity = 16; capacity < 40; capacity += 3) {
+        expect(piecesOf(pattern, sample.split(""), undefined, capacity)).toEqual(whole);
+        for (let i = 0; i <= sample.length; i++) {
+          expect(piecesOf(pattern, [sample.slice(0, i), sample.slice(i)], undefined, capacity)).toEqual(whole);
+        }
+      }
+    }
+    fc.assert(
+      fc.property(fc.array(text, { maxLength: 6 }), fc.integer({ min: 16, max: 50 }), (list, capacity) => {
+        expect(piecesOf(pattern, list, undefined, capacity)).toEqual(piecesOf(pattern, [list.join("")]));
+      }),
+      { numRuns: 1000, interruptAfterTimeLimit: 2000 },
+    );
   });
 
   test("keeps every byte of malformed UTF-8", () => {
     fc.assert(
       fc.property(fc.uint8Array({ maxLength: 30 }), (bytes) => {
-        const joined = piecesOf(gpt2, [bytes]).join("");
+        const joined = piecesOf(pattern, [bytes]).join("");
         expect(joined).toBe(String.fromCharCode(...bytes));
       }),
       { numRuns: 3000, interruptAfterTimeLimit: 2000 },
     );
   });
+});
 
-  test("knows all spellings of its regular expression", () => {
-    expect(
-      resolvePattern(String.raw`'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`).id,
-    ).toBe("gpt2");
-    expect(PATTERN_NAMES).toContain("gpt2");
-  });
+test("known spellings of a regular expression get its scanner", () => {
+  const names = [
+    String.raw`'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`,
+    String.raw`'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s`,
+    ...["llama3", "qwen2", "o200k"].map((name) => resolvePattern(name).source),
+  ].map((source) => resolvePattern(source).id);
+  expect(names).toEqual(["gpt2", "cl100k", "llama3", "qwen2", "o200k"]);
 });
 
 describe("chunks", () => {

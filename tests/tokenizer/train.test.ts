@@ -92,6 +92,20 @@ describe("merges equal those of the naive reference", () => {
   });
 });
 
+test("ties by id take the lower ids, those of Hugging Face by the order of its alphabet", () => {
+  const words = new Map([
+    [" !", 1],
+    ["ab", 1],
+    ["ba", 1],
+  ]);
+  const first = (ties: "bytes" | "id" | "huggingface") =>
+    readable(trainBpe(countsOf(words), { numMerges: 3, ties }).merges).map((pair) => pair.join(""));
+  expect(first("bytes")).toEqual(["ba", "ab", " !"]);
+  expect(first("id")).toEqual([" !", "ab", "ba"]);
+  expect(first("huggingface")).toEqual(["ab", "ba", " !"]); // a blank is U+0120 there
+  expect(() => Tokenizer.train("a", { vocabSize: 256, ties: "ids" as "id" })).toThrow("ties is ids: it is one of");
+});
+
 test("counts beyond 32 bits decide exactly", () => {
   const words = new Map([
     ["ab", 2 ** 31 + 1],

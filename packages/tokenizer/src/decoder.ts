@@ -2,7 +2,7 @@
  * Decoding piece by piece for output that appears as it is generated.
  */
 import { TokenizerError } from "./errors.ts";
-import type { Vocabulary } from "./vocabulary.ts";
+import { PACKED_BYTES, type Vocabulary } from "./vocabulary.ts";
 
 /**
  * Turns ids into text one at a time and never emits part of a character: bytes that may still become one are held back
@@ -41,23 +41,76 @@ export function checkId(vocabulary: Vocabulary, id: number): void {
   }
 }
 
+/** Bytes that a step of `decodeIds` joins before it makes text of them. */
+const STEP = 1 << 16;
+
+/** What one call of `joinTokens` got done. */
+interface Joined {
+  /** Where the bytes end. */
+  end: number;
+  /** The first id that was not taken. */
+  next: number;
+}
+
+/** A list with an index: what is iterable only is copied. */
+function asList(ids: Iterable<number>): ArrayLike<number> {
+  return ArrayBuffer.isView(ids) || Array.isArray(ids) ? (ids as unknown as ArrayLike<number>) : Array.from(ids);
+}
+
+/**
+ * Writes the bytes of `list[first…]`, one token after the other, until the ids or the space is used up. Needs
+ * PACKED_BYTES of space more than it fills: short tokens are written as whole words.
+ */
+function joinTokens(vocabulary: Vocabulary, list: ArrayLike<number>, first: number, target: DataView): Joined {
+  const { bytes, start, length, packed } = vocabulary;
+  const limit = target.byteLength - PACKED_BYTES;
+  let end = 0;
+  let i = first;
+  for (; i < list.length; i++) {
+    const id = list[i];
+    const size = length[id];
+    if (!(size > 0) || typeof id !== "number") checkId(vocabulary, id);
+    if (end + size > limit) break;
+    if (size <= PACKED_BYTES) {
+      const at = 3 * id;
+      target.setInt32(end, packed[at], true);
+      target.setInt32(end + 4, packed[at + 1], true);
+      target.setInt32(end + 8, packed[at + 2], true);
+    } else {
+      for (let j = 0; j < size; j++) target.setUint8(end + j, bytes[start[id] + j]);
+    }
+    end += size;
+  }
+  return { end, next: i };
+}
+
 /** The bytes of `ids`, one after the other. */
-export function joinTokens(vocabulary: Vocabulary, ids: Iterable<number>): Uint8Array<ArrayBuffer> {
-  const list = ArrayBuffer.isView(ids) || Array.isArray(ids) ? (ids as unknown as ArrayLike<number>) : Array.from(ids);
-  const { bytes, start, length } = vocabulary;
+export function decodeIdsToBytes(vocabulary: Vocabulary, ids: Iterable<number>): Uint8Array<ArrayBuffer> {
+  const list = asList(ids);
+  const { length } = vocabulary;
   let total = 0;
   for (let i = 0; i < list.length; i++) {
-    const id = list[i];
-    const tokenLength = length[id];
-    if (!(tokenLength > 0) || typeof id !== "number") checkId(vocabulary, id);
-    total += tokenLength;
+    const size = length[list[i]];
+    if (!(size > 0)) checkId(vocabulary, list[i]);
+    total += size;
   }
-  const out = new Uint8Array(total);
-  let end = 0;
-  for (let i = 0; i < list.length; i++) {
-    const from = start[list[i]];
-    const to = from + length[list[i]];
-    for (let p = from; p < to; p++) out[end++] = bytes[p];
+  const buffer = new ArrayBuffer(total + PACKED_BYTES);
+  joinTokens(vocabulary, list, 0, new DataView(buffer));
+  return new Uint8Array(buffer, 0, total);
+}
+
+/** The text of `ids`; passes through one small buffer. */
+export function decodeIdsToText(vocabulary: Vocabulary, ids: Iterable<number>): string {
+  const list = asList(ids);
+  const size = Math.min(STEP, vocabulary.longest * list.length) + vocabulary.longest + PACKED_BYTES;
+  const buffer = new Uint8Array(new ArrayBuffer(size));
+  const view = new DataView(buffer.buffer);
+  const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
+  let text = "";
+  for (let next = 0; next < list.length;) {
+    const joined = joinTokens(vocabulary, list, next, view);
+    next = joined.next;
+    text += decoder.decode(buffer.subarray(0, joined.end), { stream: next < list.length });
   }
-  return out;
+  return text;
 }

@@ -7,37 +7,83 @@ import {
   closeSync,
   fstatSync,
   fsyncSync,
+  mkdirSync,
   openSync,
   readFileSync,
   readSync,
   renameSync,
   rmSync,
+  statSync,
   writeSync,
 } from "node:fs";
-import { parseGpt2 } from "./gpt2-format.ts";
+import { join } from "node:path";
+import { parseGpt2, toGpt2 } from "./gpt2-format.ts";
+import { parseHuggingFace, toHuggingFace } from "./huggingface-format.ts";
+import { parseJson } from "./json.ts";
+import { parseTiktoken, toTiktoken } from "./tiktoken-format.ts";
 import { Tokenizer } from "./tokenizer.ts";
 import { type TrainOptions, TrainingRun } from "./training.ts";
 
 const CHUNK = 1 << 20;
 
-/**
- * Reads a tokenizer in our JSON format.
- *
- * @throws naming the file, if it cannot be read or is damaged.
- */
-export function loadTokenizer(path: string): Tokenizer {
-  return withPath(path, () => Tokenizer.fromJSON(readText(path)));
+/** File formats: ours, Hugging Face's tokenizer.json, tiktoken's ranks, and a directory with GPT-2's two files. */
+export type TokenizerFormat = "mantou" | "huggingface" | "tiktoken" | "gpt2";
+
+export const TOKENIZER_FORMATS: readonly TokenizerFormat[] = ["mantou", "huggingface", "tiktoken", "gpt2"];
+
+/** What a file does not say: tiktoken's and GPT-2's have no pattern, and tiktoken's no special tokens. */
+export interface LoadOptions {
+  pattern?: string;
+  /** Text and id of each; for GPT-2's files, which have the ids, the texts alone count. */
+  specialTokens?: Readonly<Record<string, number>>;
 }
 
 /**
- * Writes a tokenizer in our JSON format; an existing file is replaced in one step.
+ * Reads a tokenizer in any of the formats: a `.tiktoken` file, a directory with GPT-2's `vocab.json` and `merges.txt`, a
+ * `tokenizer.json` of Hugging Face, or (everything else) our own JSON.
  *
- * @throws naming the file, if it cannot be written; nothing is left behind then.
+ * @throws naming the file, if it cannot be read or is damaged.
  */
-export function saveTokenizer(tokenizer: Tokenizer, path: string): void {
+export function loadTokenizer(path: string, { pattern, specialTokens = {} }: LoadOptions = {}): Tokenizer {
+  return withPath(path, () => {
+    if (statSync(path).isDirectory()) {
+      const [vocabPath, mergesPath] = [join(path, "vocab.json"), join(path, "merges.txt")];
+      return loadGpt2(vocabPath, mergesPath, { pattern, specialTokens: Object.keys(specialTokens) });
+    }
+    const text = readText(path);
+    if (path.endsWith(".tiktoken")) return new Tokenizer({ ...parseTiktoken(text, specialTokens), pattern });
+    const json = parseJson(text);
+    const isHuggingFace = typeof json === "object" && json !== null && "model" in json && !("format" in json);
+    return isHuggingFace ? new Tokenizer(parseHuggingFace(text)) : Tokenizer.fromJSON(json);
+  });
+}
+
+/**
+ * Writes a tokenizer, in our JSON format unless told otherwise; an existing file is replaced in one step. For "gpt2" the
+ * path is a directory, which is made where it is missing.
+ *
+ * @throws naming the file, if it cannot be written, or if the format cannot hold the tokenizer; nothing is left behind.
+ */
+export function saveTokenizer(tokenizer: Tokenizer, path: string, format: TokenizerFormat = "mantou"): void {
+  if (format === "gpt2") {
+    const { vocabJson, mergesTxt } = toGpt2(tokenizer);
+    withPath(path, () => mkdirSync(path, { recursive: true }));
+    writeText(join(path, "vocab.json"), vocabJson);
+    writeText(join(path, "merges.txt"), mergesTxt);
+    return;
+  }
+  const write = { mantou: () => `${JSON.stringify(tokenizer)}\n`, huggingface: toHuggingFace, tiktoken: toTiktoken };
+  if (!(format in write)) {
+    throw new TokenizerError(`unknown format ${JSON.stringify(format)}: use ${TOKENIZER_FORMATS.join(", ")}`);
+  }
+  writeText(path, write[format](tokenizer));
+}
+
+/** Writes a text under a temporary name, syncs and renames. */
+function writeText(path: string, content: string): void {
   const temporary = `${path}.${process.pid}.tmp`;
   withPath(path, () => {
-    const text = new TextEncoder().encode(`${JSON.stringify(tokenizer)}\n`);
+    const text = new TextEncoder().encode(content);
     try {
       const file = openSync(temporary, "w");
       try {

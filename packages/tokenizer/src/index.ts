@@ -3,12 +3,15 @@
  */
 export { StreamingDecoder } from "./decoder.ts";
 export { TokenizerError } from "./errors.ts";
-export { parseGpt2 } from "./gpt2-format.ts";
+export { parseGpt2, toGpt2 } from "./gpt2-format.ts";
+export { parseHuggingFace, toHuggingFace } from "./huggingface-format.ts";
 export type { TokenizerJson } from "./json.ts";
 export { PATTERN_NAMES } from "./patterns.ts";
 export { type CountOptions, type PretokenCounts, PretokenStream } from "./pretokens.ts";
-export { trainBpe, trainBpeAsync, type TrainBpeOptions, type TrainBpeResult } from "./train.ts";
+export { parseTiktoken, toTiktoken } from "./tiktoken-format.ts";
+export { TIES, type Ties, trainBpe, trainBpeAsync, type TrainBpeOptions, type TrainBpeResult } from "./train.ts";
 export type { TextChunk, TrainOptions, TrainProgress } from "./training.ts";
-export { type IdArray, StreamingEncoder, type TextSource, Tokenizer } from "./tokenizer.ts";
+export type { IdArray } from "./encoder.ts";
+export { StreamingEncoder, type SpecialOptions, type TextSource, Tokenizer, type TokenOffsets } from "./tokenizer.ts";
 export { UNICODE_VERSION } from "./unicode.ts";
 export type { TokenizerOptions } from "./vocabulary.ts";

@@ -2,12 +2,14 @@
  * Pre-tokenisation patterns by name. A text is first split into pieces (pre-tokens) by a pattern; merges never cross
  * pieces. Built-in patterns have a byte scanner each; anything else is taken as a regular expression.
  *
- * To add a pattern (cl100k, o200k, llama3, qwen2): write its ScanFunction in scan-<name>.ts, prove it equal to its
+ * To add a pattern: write its ScanFunction in scan-<name>.ts, prove it equal to its
  * regular expression as tests/tokenizer/scanner.test.ts does, and list it in BUILT_IN with its `unsettled`.
  */
 import { TokenizerError } from "./errors.ts";
 import { compilePattern, RegExpScanner } from "./scan-regexp.ts";
+import { scanCl100k, scanLlama3, scanQwen2 } from "./scan-cl100k.ts";
 import { scanGpt2 } from "./scan-gpt2.ts";
+import { scanO200k } from "./scan-o200k.ts";
 
 /**
  * Splits `bytes[start, end)`, taken as a whole text, into pieces: writes the end of each piece to `ends` until the text
@@ -76,6 +78,41 @@ const BUILT_IN: BuiltIn[] = [
     ],
     scan: scanGpt2,
     // A run may grow; and an apostrophe followed by a single l, r or v at the end may become a contraction.
+    unsettled: 2,
+  },
+  {
+    name: "cl100k",
+    sources: [
+      String.raw`'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+(?![\s\S])|\s*[\r\n]|\s+(?!\S)|\s`,
+      String.raw`'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s`,
+    ],
+    scan: scanCl100k,
+    // A run of white space is two pieces at most: up to its last line break, and the rest.
+    unsettled: 2,
+  },
+  {
+    name: "o200k",
+    sources: [
+      String.raw`[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+`,
+    ],
+    scan: scanO200k,
+    // White space as above; a word and what may become its contraction; upper case letters that leave a word before them.
+    unsettled: 2,
+  },
+  {
+    name: "llama3",
+    sources: [
+      String.raw`(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`,
+    ],
+    scan: scanLlama3,
+    unsettled: 2,
+  },
+  {
+    name: "qwen2",
+    sources: [
+      String.raw`(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`,
+    ],
+    scan: scanQwen2,
     unsettled: 2,
   },
 ];

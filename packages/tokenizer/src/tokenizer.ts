@@ -2,15 +2,15 @@
  * The public face of the package: a trained or imported byte-level BPE tokenizer.
  */
 import { TokenizerError } from "./errors.ts";
-import { checkId, joinTokens, StreamingDecoder } from "./decoder.ts";
-import { EncodingSink, PieceEncoder } from "./encoder.ts";
+import { checkId, decodeIdsToBytes, decodeIdsToText, StreamingDecoder } from "./decoder.ts";
+import { EncodingSink, type IdArray, PieceEncoder } from "./encoder.ts";
 import { TextFeed } from "./feed.ts";
 import { ContentHash } from "./hash.ts";
 import { optionsFromJson, parseJson, type TokenizerJson, vocabularyToJson } from "./json.ts";
 import { type Pattern, resolvePattern } from "./patterns.ts";
 import { SpecialMatcher } from "./special.ts";
 import { type TextChunk, type TrainOptions, TrainingRun } from "./training.ts";
-import { decodeUtf8 } from "./utf8.ts";
+import { completeEnd } from "./unicode.ts";
 import { type TokenizerOptions, Vocabulary } from "./vocabulary.ts";
 
 /** Code units or bytes of a long chunk that are taken in before ids are handed out. */
@@ -19,8 +19,21 @@ const STEP = 1 << 17;
 /** A text for training: one chunk, or chunks of one text, cut anywhere. Separate documents with a special token. */
 export type TextSource = TextChunk | Iterable<TextChunk>;
 
-/** A typed array that ids can be written to. */
-export type IdArray = Int32Array | Uint32Array | Uint16Array;
+/** What becomes of special tokens in a text, in tiktoken's sense. */
+export interface SpecialOptions {
+  /** Those that become their ids; default "all". */
+  allowedSpecial?: "all" | Iterable<string>;
+  /** Those that are errors, where they are not allowed; default "all". Empty: they are text. */
+  disallowedSpecial?: "all" | Iterable<string>;
+}
+
+export interface TokenOffsets {
+  ids: Int32Array<ArrayBuffer>;
+  /** In UTF-16 code units; one more than there are ids. */
+  utf16: Int32Array<ArrayBuffer>;
+  /** In bytes of the text's UTF-8; one more than there are ids. */
+  bytes: Int32Array<ArrayBuffer>;
+}
 
 export class Tokenizer {
   readonly #vocabulary: Vocabulary;
@@ -29,6 +42,8 @@ export class Tokenizer {
   readonly #encoder: PieceEncoder;
   readonly #sink: EncodingSink;
   readonly #feed: TextFeed;
+  /** The feed for the special tokens of the last call that named some. */
+  #otherFeed: { key: string; feed: TextFeed } | undefined;
   #vocab: ReadonlyMap<number, Uint8Array> | undefined;
   #merges: readonly [Uint8Array, Uint8Array][] | undefined;
   #hash: string | undefined;
@@ -146,20 +161,85 @@ export class Tokenizer {
     return this.#hash;
   }
 
-  /** Ids of a text. Special tokens in it become their ids; lone surrogates count as U+FFFD. */
-  encode(text: string): Int32Array<ArrayBuffer> {
-    this.#run(text);
+  /**
+   * Ids of a text. By default every special token in it becomes its id; with options, those of `allowedSpecial` do, those
+   * of `disallowedSpecial` are errors, and any other is text. Lone surrogates count as U+FFFD.
+   *
+   * @throws if the text contains a disallowed special token, or an allowed one is not special.
+   */
+  encode(text: string, options?: SpecialOptions): Int32Array<ArrayBuffer> {
+    this.#run(text, options === undefined ? this.#feed : this.#feedFor(text, options));
     return this.#sink.out.take();
+  }
+
+  /** Ids of a text in which special tokens are text like any other. */
+  encodeOrdinary(text: TextChunk): Int32Array<ArrayBuffer> {
+    this.#run(text, this.#feedOf([]));
+    return this.#sink.out.take();
+  }
+
+  /** Ids of each text, as `encode` gives them. */
+  encodeBatch(texts: Iterable<string>, options?: SpecialOptions): Int32Array<ArrayBuffer>[] {
+    return Array.from(texts, (text) => this.encode(text, options));
+  }
+
+  /** Number of ids of a text, as `encode` gives them, without an array of them. */
+  count(text: TextChunk, options?: SpecialOptions): number {
+    return this.#countUpTo(text, Infinity, options);
+  }
+
+  /** The number of ids of a text if it is at most `limit`, otherwise false; reads little more than it must. */
+  isWithinLimit(text: TextChunk, limit: number, options?: SpecialOptions): number | false {
+    const count = this.#countUpTo(text, limit, options);
+    return count <= limit && count;
+  }
+
+  /**
+   * The longest beginning of a text that ends with one of its tokens, or with the last whole character in it, and has at
+   * most `maxTokens` ids of its own. Reads little more than it must.
+   *
+   * @throws if `maxTokens` is not a whole number of at least 0.
+   */
+  truncate(text: string, maxTokens: number): string {
+    if (!Number.isInteger(maxTokens) || maxTokens < 0) {
+      throw new TokenizerError(`maxTokens is ${maxTokens}: it must be a whole number of at least 0`);
+    }
+    // a token may be long: read on until there are more tokens than asked for, or the text ends
+    let read = Math.min(text.length, 8 * maxTokens + 256);
+    while (read < text.length && this.isWithinLimit(text.slice(0, read), maxTokens + 64) !== false) {
+      read = Math.min(text.length, 2 * read);
+    }
+    // the last tokens of a cut text may be others than the whole's: what follows is checked on the text itself
+    const ids = this.encode(text.slice(0, Math.min(text.length, 2 * read)));
+    if (ids.length <= maxTokens) return text;
+    for (let kept = maxTokens; kept > 0; kept--) {
+      const bytes = this.decodeBytes(ids.subarray(0, kept));
+      const start = text.slice(0, utf16Offsets(text, [completeEnd(bytes, 0, bytes.length)])[0]);
+      if (this.isWithinLimit(start, maxTokens) !== false) return start;
+    }
+    return "";
+  }
+
+  /**
+   * Where each token of a text starts, and at the end of each array where the last one ends: in UTF-16 code units of the
+   * text (of a token that starts within a character: where the character does) and in bytes of its UTF-8.
+   */
+  offsets(text: string, options?: SpecialOptions): TokenOffsets {
+    const ids = this.encode(text, options);
+    const bytes = new Int32Array(ids.length + 1);
+    for (let i = 0; i < ids.length; i++) bytes[i + 1] = bytes[i] + this.#vocabulary.length[ids[i]];
+    return { ids, utf16: utf16Offsets(text, bytes), bytes };
   }
 
   /** Ids of a text in UTF-8. Malformed bytes are kept: they are encoded one by one. */
   encodeBytes(bytes: Uint8Array): Int32Array<ArrayBuffer> {
-    this.#run(bytes);
+    this.#run(bytes, this.#feed);
     return this.#sink.out.take();
   }
 
   /**
    * Writes the ids of a text to the start of `target` and returns how many there are (never more than the text has bytes).
+   * Up to three elements behind them may be overwritten.
    *
    * @throws if they do not fit, or the vocabulary is too large for 16 bits.
    */
@@ -167,14 +247,25 @@ export class Tokenizer {
     if (target instanceof Uint16Array && this.vocabSize > 65536) {
       throw new TokenizerError(`${this.vocabSize} ids do not fit in a Uint16Array: use a Uint32Array`);
     }
-    this.#run(text);
     const { out } = this.#sink;
-    const { total } = out;
-    if (total > target.length) {
-      throw new TokenizerError(`the text has ${total} tokens, the target has room for ${target.length}`);
+    if (!(target instanceof Uint16Array)) {
+      out.begin(new Int32Array(target.buffer, target.byteOffset, target.length));
+    } else {
+      out.clear();
     }
-    out.copyTo(target);
-    return total;
+    this.#feed.reset();
+    try {
+      this.#feed.push(text);
+      this.#feed.finish();
+      const { total } = out;
+      if (total > target.length) {
+        throw new TokenizerError(`the text has ${total} tokens, the target has room for ${target.length}`);
+      }
+      out.copyTo(target);
+      return total;
+    } finally {
+      out.clear();
+    }
   }
 
   /**
@@ -213,7 +304,7 @@ export class Tokenizer {
    * @throws naming the first unknown id.
    */
   decode(ids: Iterable<number>): string {
-    return decodeUtf8(this.decodeBytes(ids));
+    return decodeIdsToText(this.#vocabulary, ids);
   }
 
   /**
@@ -222,7 +313,7 @@ export class Tokenizer {
    * @throws naming the first unknown id.
    */
   decodeBytes(ids: Iterable<number>): Uint8Array<ArrayBuffer> {
-    return joinTokens(this.#vocabulary, ids);
+    return decodeIdsToBytes(this.#vocabulary, ids);
   }
 
   /** A decoder for ids that come one at a time; never emits half a character. */
@@ -245,13 +336,111 @@ export class Tokenizer {
     return vocabularyToJson(this.#vocabulary, this.pattern, this.hash);
   }
 
-  /** Encodes a whole text into the sink. */
-  #run(text: TextChunk): void {
-    this.#feed.reset(); // an error may have left something of the last text
-    this.#sink.out.clear();
-    this.#feed.push(text);
-    this.#feed.finish();
+  /** Turns a stream of strings or bytes into one of arrays of ids. */
+  encoderStream(): TransformStream<TextChunk, Int32Array<ArrayBuffer>> {
+    const encoder = this.createEncoder();
+    const hand = (ids: Int32Array<ArrayBuffer>, controller: TransformStreamDefaultController): void => {
+      if (ids.length > 0) controller.enqueue(ids);
+    };
+    return new TransformStream({
+      transform: (chunk, controller) => hand(encoder.push(chunk), controller),
+      flush: (controller) => hand(encoder.finish(), controller),
+    });
   }
+
+  /** Turns a stream of ids, or of lists of them, into one of strings; never half a character. */
+  decoderStream(): TransformStream<number | Iterable<number>, string> {
+    const decoder = this.createDecoder();
+    return new TransformStream({
+      transform(chunk, controller) {
+        let text = "";
+        for (const id of typeof chunk === "number" ? [chunk] : chunk) text += decoder.push(id);
+        if (text !== "") controller.enqueue(text);
+      },
+      flush(controller) {
+        const text = decoder.finish();
+        if (text !== "") controller.enqueue(text);
+      },
+    });
+  }
+
+  /** Encodes a whole text into the sink. */
+  #run(text: TextChunk, feed: TextFeed): void {
+    feed.reset(); // an error may have left something of the last text
+    this.#sink.out.clear();
+    feed.push(text);
+    feed.finish();
+  }
+
+  /** Number of ids of a text; where there are more than `limit`, some number greater than that. */
+  #countUpTo(text: TextChunk, limit: number, options: SpecialOptions | undefined): number {
+    const feed = options === undefined ? this.#feed : this.#feedFor(text, options);
+    const { out } = this.#sink;
+    feed.reset();
+    out.clear();
+    let count = 0;
+    for (let i = 0; i < text.length && count <= limit; i += STEP) {
+      feed.push(typeof text === "string" ? text.substring(i, i + STEP) : text.subarray(i, i + STEP));
+      count += out.total;
+      out.clear();
+    }
+    if (count <= limit) feed.finish();
+    count += out.total;
+    out.clear();
+    return count;
+  }
+
+  /** A feed that knows the allowed special tokens, for a text that has been searched for the disallowed ones. */
+  #feedFor(text: TextChunk, { allowedSpecial = "all", disallowedSpecial = "all" }: SpecialOptions): TextFeed {
+    const allowed = new Set(allowedSpecial === "all" ? this.specialTokens.keys() : allowedSpecial);
+    for (const token of allowed) {
+      if (!this.specialTokens.has(token)) {
+        throw new TokenizerError(`allowedSpecial: ${JSON.stringify(token)} is no special token of this tokenizer`);
+      }
+    }
+    const disallowed = [...(disallowedSpecial === "all" ? this.specialTokens.keys() : disallowedSpecial)];
+    const searched = disallowed.filter((token) => !allowed.has(token) && token !== "");
+    if (searched.length > 0) {
+      const string = typeof text === "string" ? text : new TextDecoder().decode(text);
+      const found = searched.find((token) => string.includes(token));
+      if (found !== undefined) {
+        throw new TokenizerError(
+          `the text contains the special token ${JSON.stringify(found)}, which is not allowed: name it in ` +
+            "allowedSpecial to encode it as such, or leave it out of disallowedSpecial to take it as text",
+        );
+      }
+    }
+    return allowed.size === this.specialTokens.size ? this.#feed : this.#feedOf([...allowed]);
+  }
+
+  /** A feed that knows these special tokens; the last one is kept. */
+  #feedOf(tokens: string[]): TextFeed {
+    const key = JSON.stringify(tokens);
+    if (this.#otherFeed?.key !== key) {
+      const ids = new Map(tokens.map((token) => [token, this.specialTokens.get(token)!]));
+      const specials = ids.size > 0 ? new SpecialMatcher(ids) : null;
+      this.#otherFeed = { key, feed: new TextFeed(this.#pattern, specials, this.#sink) };
+    }
+    return this.#otherFeed.feed;
+  }
+}
+
+/** For each of the ascending byte offsets into a text's UTF-8: that of the character it is in, in UTF-16 code units. */
+function utf16Offsets(text: string, bytes: ArrayLike<number>): Int32Array<ArrayBuffer> {
+  const offsets = new Int32Array(bytes.length);
+  let index = 0;
+  let end = 0; // bytes before text[index]
+  for (let i = 0; i < bytes.length; i++) {
+    while (index < text.length) {
+      const codePoint = text.codePointAt(index)!;
+      const size = codePoint < 0x80 ? 1 : codePoint < 0x800 ? 2 : codePoint < 0x10000 ? 3 : 4;
+      if (end + size > bytes[i]) break;
+      end += size;
+      index += size === 4 ? 2 : 1;
+    }
+    offsets[i] = index;
+  }
+  return offsets;
 }
 
 /** Encodes a text that comes in chunks, cut anywhere; made by `Tokenizer.createEncoder`. */

@@ -9,15 +9,27 @@
  * contains the new token: all its occurrences are born in that one step, and its list of them is written once and never
  * changed; an entry is stale when its slot belongs to another pair by now.
  */
+import { ALPHABET_ORDER } from "./byte-alphabet.ts";
 import { TokenizerError } from "./errors.ts";
 import { MergeQueue } from "./merge-queue.ts";
 import type { PretokenCounts } from "./pretokens.ts";
+
+/**
+ * Which of two pairs with the same count is merged first: "bytes", that with the greater left bytes, then the greater
+ * right bytes; "id", that with the lower left id, then the lower right id, as rustbpe has it; "huggingface", the same
+ * with bytes in the order of their characters (byte-alphabet.ts), as Hugging Face's trainer numbers them.
+ */
+export type Ties = "bytes" | "id" | "huggingface";
+
+export const TIES: readonly Ties[] = ["bytes", "id", "huggingface"];
 
 export interface TrainBpeOptions {
   /** How many merges to learn at most; fewer come out when no pair is left. */
   numMerges: number;
   /** Pairs that occur less often are not merged; default 1. */
   minFrequency?: number;
+  /** Default "bytes". */
+  ties?: Ties;
   /** Called now and then with the number of merges done. */
   onProgress?: (done: number, total: number) => void;
   signal?: AbortSignal;
@@ -74,10 +86,11 @@ export class BpeTrainer {
   #found = new Int32Array(0);
   #cursor = new Float64Array(0);
 
-  constructor(words: PretokenCounts, { numMerges, minFrequency = 1 }: TrainBpeOptions) {
+  constructor(words: PretokenCounts, { numMerges, minFrequency = 1, ties = "bytes" }: TrainBpeOptions) {
     if (!Number.isInteger(numMerges) || numMerges < 0) {
       throw new TokenizerError(`numMerges is ${numMerges}: it must be a whole number of at least 0`);
     }
+    if (!TIES.includes(ties)) throw new TokenizerError(`ties is ${String(ties)}: it is one of ${TIES.join(", ")}`);
     if (!(minFrequency >= 1)) throw new TokenizerError(`minFrequency is ${minFrequency}: it must be at least 1`);
     this.numMerges = numMerges;
     this.#minFrequency = minFrequency;
@@ -150,7 +163,7 @@ export class BpeTrainer {
       slot++;
     }
 
-    this.#queue = new MergeQueue((a, b) => this.#before(a, b));
+    this.#queue = new MergeQueue(ties === "bytes" ? (a, b) => this.#before(a, b) : this.#beforeById(ties));
     for (let pair = 0; pair < this.#numPairs; pair++) this.#enqueue(pair);
   }
 
@@ -226,6 +239,14 @@ export class BpeTrainer {
   #before(a: number, b: number): boolean {
     const left = this.#compareTokens(this.#pairLeft[a], this.#pairLeft[b]);
     return left !== 0 ? left > 0 : this.#compareTokens(this.#pairRight[a], this.#pairRight[b]) > 0;
+  }
+
+  #beforeById(ties: Ties): (a: number, b: number) => boolean {
+    const order = (id: number): number => (ties === "huggingface" && id < 256 ? ALPHABET_ORDER[id] : id);
+    return (a, b) => {
+      const left = order(this.#pairLeft[a]) - order(this.#pairLeft[b]);
+      return left !== 0 ? left < 0 : order(this.#pairRight[a]) < order(this.#pairRight[b]);
+    };
   }
 
   /** Lexicographic order of two tokens' bytes. */

@@ -4,7 +4,7 @@
  */
 import { TokenizerError } from "./errors.ts";
 import { type PretokenCounts, PretokenStream } from "./pretokens.ts";
-import { trainBpe, trainBpeAsync, type TrainBpeOptions, type TrainBpeResult } from "./train.ts";
+import { TIES, type Ties, trainBpe, trainBpeAsync, type TrainBpeOptions, type TrainBpeResult } from "./train.ts";
 import { encodeUtf8 } from "./utf8.ts";
 import { MAX_IDS, type TokenizerOptions } from "./vocabulary.ts";
 
@@ -28,6 +28,8 @@ export interface TrainOptions {
   pattern?: string;
   /** Pairs that occur less often are not merged; default 1. */
   minFrequency?: number;
+  /** What decides between pairs of the same count; default "bytes". */
+  ties?: Ties;
   /** Called now and then, at least once per phase. */
   onProgress?: (progress: TrainProgress) => void;
   /** Stops the training; the call then throws the signal's reason. */
@@ -48,7 +50,15 @@ export class TrainingRun {
    * @throws if the options contradict each other, before anything is read.
    */
   constructor(options: TrainOptions, totalBytes?: number) {
-    const { vocabSize, specialTokens = [], pattern = "gpt2", minFrequency = 1, onProgress, signal } = options;
+    const {
+      vocabSize,
+      specialTokens = [],
+      pattern = "gpt2",
+      minFrequency = 1,
+      ties = "bytes",
+      onProgress,
+      signal,
+    } = options;
     for (const token of specialTokens) {
       if (typeof token !== "string") throw new TokenizerError(`special token ${String(token)} is not a string`);
       if (token === "") throw new TokenizerError("a special token is empty: leave it out");
@@ -77,11 +87,13 @@ export class TrainingRun {
           `(256 bytes and ${this.#specialTokens.length} special tokens) and at most ${MAX_IDS}`,
       );
     }
+    if (!TIES.includes(ties)) throw new TokenizerError(`ties is ${String(ties)}: it is one of ${TIES.join(", ")}`);
     if (!(minFrequency >= 1)) throw new TokenizerError(`minFrequency is ${minFrequency}: it must be at least 1`);
     this.#options = options;
     this.#mergeOptions = {
       numMerges: vocabSize - least,
       minFrequency,
+      ties,
       signal,
       onProgress: onProgress && ((done, total) => onProgress({ phase: "merge", done, total })),
     };

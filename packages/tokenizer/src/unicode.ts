@@ -14,6 +14,13 @@ export const LETTER = 1;
 export const NUMBER = 2;
 /** Unicode White_Space: U+0085 is one, U+FEFF is not (JavaScript's `\s` says the opposite of both). */
 export const SPACE = 3;
+// Finer classes, in FINE_CLASSES only: there LETTER means a letter without case (\p{Lm}, \p{Lo}).
+/** `[\p{Lu}\p{Lt}]` */
+export const UPPER = 5;
+/** `\p{Ll}` */
+export const LOWER = 6;
+/** `\p{M}` */
+export const MARK = 7;
 /** In ASCII_CLASS only: the byte starts or continues a multi-byte character; ask `charAt`. */
 export const MULTIBYTE = 4;
 
@@ -22,7 +29,15 @@ const BLOCK_SIZE = 1 << BLOCK_BITS;
 
 /** Two-stage table: code point → block of 128 → class. Blocks of a single class are shared. */
 function expandRuns(runs: string): { blocks: Uint8Array; classes: Uint8Array } {
-  const letters: Record<string, number> = { O: OTHER, L: LETTER, N: NUMBER, S: SPACE };
+  const letters: Record<string, number> = {
+    O: OTHER,
+    L: LETTER,
+    N: NUMBER,
+    S: SPACE,
+    U: UPPER,
+    D: LOWER,
+    M: MARK,
+  };
   const blocks = new Uint8Array(0x110000 >> BLOCK_BITS);
   const classes: number[] = [];
   const uniform = new Map<number, number>();
@@ -57,28 +72,37 @@ function expandRuns(runs: string): { blocks: Uint8Array; classes: Uint8Array } {
   return { blocks, classes: Uint8Array.from(classes) };
 }
 
-const { blocks: BLOCKS, classes: CLASSES } = expandRuns(CLASS_RUNS);
+const { blocks: BLOCKS, classes } = expandRuns(CLASS_RUNS);
+
+/** Second stage of the table of fine classes, for `charAt`. */
+export const FINE_CLASSES: Uint8Array = classes;
+
+/** Of the table of OTHER, LETTER, NUMBER and SPACE. */
+const CLASSES = classes.map((fine) => (fine === MARK ? OTHER : fine === UPPER || fine === LOWER ? LETTER : fine));
 
 /** Class of each byte that is a character of its own; MULTIBYTE for 0x80 and above. */
 export const ASCII_CLASS = new Uint8Array(256).map((_, byte) => (byte < 0x80 ? classOf(byte) : MULTIBYTE));
 
-/** Class of a code point: OTHER, LETTER, NUMBER or SPACE. */
-export function classOf(codePoint: number): number {
-  return CLASSES[(BLOCKS[codePoint >> BLOCK_BITS] << BLOCK_BITS) | (codePoint & (BLOCK_SIZE - 1))];
+/** The same in fine classes. */
+export const ASCII_FINE = ASCII_CLASS.map((kind, byte) => (kind === MULTIBYTE ? kind : classOf(byte, FINE_CLASSES)));
+
+/** Class of a code point: OTHER, LETTER, NUMBER or SPACE; a fine one with FINE_CLASSES. */
+export function classOf(codePoint: number, classes: Uint8Array = CLASSES): number {
+  return classes[(BLOCKS[codePoint >> BLOCK_BITS] << BLOCK_BITS) | (codePoint & (BLOCK_SIZE - 1))];
 }
 
 /**
  * The character that starts at `bytes[p]`, as `(length << 3) | class`: one number, so that the scanners allocate nothing.
  * Malformed, overlong and truncated sequences and encoded surrogates are `(1 << 3) | OTHER`, one byte at a time.
  */
-export function charAt(bytes: Uint8Array, p: number, end: number): number {
+export function charAt(bytes: Uint8Array, p: number, end: number, classes: Uint8Array = CLASSES): number {
   const b0 = bytes[p];
-  if (b0 < 0x80) return 8 | ASCII_CLASS[b0];
+  if (b0 < 0x80) return 8 | classOf(b0, classes);
   if (b0 < 0xe0) {
     if (b0 < 0xc2 || p + 2 > end) return 8 | OTHER;
     const b1 = bytes[p + 1];
     if ((b1 & 0xc0) !== 0x80) return 8 | OTHER;
-    return 16 | classOf(((b0 & 0x1f) << 6) | (b1 & 0x3f));
+    return 16 | classOf(((b0 & 0x1f) << 6) | (b1 & 0x3f), classes);
   }
   if (b0 < 0xf0) {
     if (p + 3 > end) return 8 | OTHER;
@@ -87,7 +111,7 @@ export function charAt(bytes: Uint8Array, p: number, end: number): number {
     if ((b1 & 0xc0) !== 0x80 || (b2 & 0xc0) !== 0x80) return 8 | OTHER;
     const codePoint = ((b0 & 0x0f) << 12) | ((b1 & 0x3f) << 6) | (b2 & 0x3f);
     if (codePoint < 0x800 || (codePoint & 0xf800) === 0xd800) return 8 | OTHER;
-    return 24 | classOf(codePoint);
+    return 24 | classOf(codePoint, classes);
   }
   if (b0 > 0xf4 || p + 4 > end) return 8 | OTHER;
   const b1 = bytes[p + 1];
@@ -96,7 +120,7 @@ export function charAt(bytes: Uint8Array, p: number, end: number): number {
   if ((b1 & 0xc0) !== 0x80 || (b2 & 0xc0) !== 0x80 || (b3 & 0xc0) !== 0x80) return 8 | OTHER;
   const codePoint = ((b0 & 0x07) << 18) | ((b1 & 0x3f) << 12) | ((b2 & 0x3f) << 6) | (b3 & 0x3f);
   if (codePoint < 0x10000 || codePoint > 0x10ffff) return 8 | OTHER;
-  return 32 | classOf(codePoint);
+  return 32 | classOf(codePoint, classes);
 }
 
 /**

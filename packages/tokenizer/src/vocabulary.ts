@@ -20,6 +20,9 @@ export interface TokenizerOptions {
 /** Ids are below this (16,777,216), so that tables indexed by id stay reasonable. */
 export const MAX_IDS = 2 ** 24;
 
+/** Tokens up to this many bytes are kept as three words as well, for quick copying. */
+export const PACKED_BYTES = 12;
+
 /** A token as an error message shows it. */
 export function showToken(bytes: Uint8Array): string {
   try {
@@ -38,6 +41,10 @@ export class Vocabulary {
   readonly bytes: Uint8Array;
   readonly start: Int32Array;
   readonly length: Int32Array;
+  /** Bytes of the longest token. */
+  readonly longest: number;
+  /** First 12 bytes of token id as little-endian words, at 3 · id. */
+  readonly packed: Int32Array;
   /** Id of each single byte. */
   readonly byteIds: Int32Array;
   /** What `findMerge` gives for each pair of bytes, at (left << 8) | right: most look-ups are of these. */
@@ -51,6 +58,8 @@ export class Vocabulary {
   /** Entries of four words: left id + 1 (0: free), right id, rank, id of the result. */
   readonly #byPair: Int32Array;
   readonly #pairShift: number;
+  /** Special tokens that neither a byte nor a merge makes. */
+  readonly #onlySpecial = new Set<number>();
 
   /** @throws naming the first token, merge or special token that does not fit. */
   constructor({ vocab, merges, specialTokens = [] }: TokenizerOptions) {
@@ -71,8 +80,14 @@ export class Vocabulary {
     this.start = new Int32Array(size);
     this.length = new Int32Array(size);
     this.#byBytes = new Int32Array(2 ** Math.ceil(Math.log2(2 * vocab.size + 2)));
+    this.packed = new Int32Array(3 * size);
     let end = 0;
+    let longest = 0;
     for (const [id, token] of vocab) {
+      longest = Math.max(longest, token.length);
+      for (let i = 0; i < token.length && i < PACKED_BYTES; i++) {
+        this.packed[3 * id + (i >> 2)] |= token[i] << (8 * (i & 3));
+      }
       this.bytes.set(token, end);
       this.start[id] = end;
       this.length[id] = token.length;
@@ -82,6 +97,7 @@ export class Vocabulary {
       if (taken > 0) throw new TokenizerError(`token ${showToken(token)} has two ids, ${taken - 1} and ${id}`);
       this.#byBytes[slot] = id + 1;
     }
+    this.longest = longest;
 
     this.byteIds = new Int32Array(256);
     for (let byte = 0; byte < 256; byte++) {
@@ -145,6 +161,14 @@ export class Vocabulary {
       specials.set(token, id);
     }
     this.specialTokens = specials;
+    const made = new Set<number>(this.byteIds);
+    for (let i = 2; i < this.merges.length; i += 3) made.add(this.merges[i]);
+    for (const id of specials.values()) if (!made.has(id)) this.#onlySpecial.add(id);
+  }
+
+  /** Whether text that is not looked through for special tokens may become this id. */
+  isOrdinary(id: number): boolean {
+    return !this.#onlySpecial.has(id);
   }
 
   has(id: number): boolean {

@@ -1,0 +1,156 @@
+/**
+ * Merging a long piece, in time that grows little faster than its length whatever is in it. Ranks wait in a heap; the
+ * places where a rank's pair was seen wait in a list of that rank. All places of the lowest rank are merged from left to
+ * right before the next rank is asked for, unless a merge makes a pair of a still lower rank (no trained vocabulary does,
+ * an imported one may): then that one goes first.
+ */
+import type { Vocabulary } from "./vocabulary.ts";
+
+const NONE = -1;
+
+export class LongMerger {
+  readonly #vocabulary: Vocabulary;
+  /** First entry of each rank's list. */
+  readonly #heads: Int32Array;
+  /** Ranks whose list is not empty. */
+  readonly #heap: number[] = [];
+  // entries of the lists: a place and the entry after it
+  #places = new Int32Array(0);
+  #nexts = new Int32Array(0);
+  #numEntries = 0;
+
+  constructor(vocabulary: Vocabulary) {
+    this.#vocabulary = vocabulary;
+    this.#heads = new Int32Array(vocabulary.merges.length / 3).fill(NONE);
+  }
+
+  /** Writes the ids of the piece `bytes[start, end)` to `out` from `n` on; returns where they end. */
+  merge(bytes: Uint8Array, start: number, end: number, out: Int32Array, n: number): number {
+    const { byteIds, byteMerges, pairs, merges } = this.#vocabulary;
+    const length = end - start;
+    const ids = new Int32Array(length);
+    const next = new Int32Array(length); // length: none
+    const previous = new Int32Array(length); // NONE: none
+    const ranks = new Int32Array(length).fill(NONE); // of the pair that starts at each place, where one does
+    this.#places = new Int32Array(2 * length);
+    this.#nexts = new Int32Array(2 * length);
+    for (let i = 0; i < length; i++) {
+      ids[i] = byteIds[bytes[start + i]];
+      next[i] = i + 1;
+      previous[i] = i - 1;
+    }
+    for (let i = length - 2; i >= 0; i--) {
+      const slot = byteMerges[(bytes[start + i] << 8) | bytes[start + i + 1]];
+      if (slot < 0) continue;
+      ranks[i] = pairs[slot + 2];
+      this.#add(ranks[i], i);
+    }
+
+    const rankPair = (place: number): number => {
+      const slot = this.#vocabulary.findMerge(ids[place], ids[next[place]]);
+      const rank = slot < 0 ? NONE : pairs[slot + 2];
+      ranks[place] = rank;
+      if (rank !== NONE) this.#add(rank, place);
+      return rank;
+    };
+    while (this.#heap.length > 0) {
+      const rank = this.#pop();
+      const list = this.#takeList(rank);
+      const merged = merges[3 * rank + 2];
+      for (let i = 0; i < list.length; i++) {
+        const place = list[i];
+        if (ranks[place] !== rank) continue;
+        const right = next[place];
+        const after = next[right];
+        ids[place] = merged;
+        ranks[right] = NONE;
+        ranks[place] = NONE;
+        next[place] = after;
+        let lowest = rank;
+        if (after < length) {
+          previous[after] = place;
+          const born = rankPair(place);
+          if (born !== NONE && born < lowest) lowest = born;
+        }
+        if (previous[place] !== NONE) {
+          const born = rankPair(previous[place]);
+          if (born !== NONE && born < lowest) lowest = born;
+        }
+        if (lowest < rank) {
+          // put the rest back and start again from the lower rank
+          for (let j = list.length - 1; j > i; j--) this.#add(rank, list[j]);
+          break;
+        }
+      }
+    }
+    for (let place = 0; place < length; place = next[place]) out[n++] = ids[place];
+    this.#places = this.#nexts = new Int32Array(0);
+    this.#numEntries = 0;
+    return n;
+  }
+
+  #add(rank: number, place: number): void {
+    if (this.#numEntries === this.#places.length) {
+      const grow = (from: Int32Array): Int32Array<ArrayBuffer> => {
+        const grown = new Int32Array(2 * from.length);
+        grown.set(from);
+        return grown;
+      };
+      this.#places = grow(this.#places);
+      this.#nexts = grow(this.#nexts);
+    }
+    const entry = this.#numEntries++;
+    this.#places[entry] = place;
+    this.#nexts[entry] = this.#heads[rank];
+    if (this.#heads[rank] === NONE) this.#push(rank);
+    this.#heads[rank] = entry;
+  }
+
+  /** Empties the list of a rank and returns its places from left to right. */
+  #takeList(rank: number): Int32Array {
+    let size = 0;
+    for (let entry = this.#heads[rank]; entry !== NONE; entry = this.#nexts[entry]) size++;
+    const list = new Int32Array(size);
+    let sorted = true;
+    // newest first: where places were added from left to right, this puts them in order
+    for (let entry = this.#heads[rank], i = size - 1; entry !== NONE; entry = this.#nexts[entry], i--) {
+      list[i] = this.#places[entry];
+      if (i + 1 < size && list[i] > list[i + 1]) sorted = false;
+    }
+    this.#heads[rank] = NONE;
+    if (!sorted) list.sort();
+    return list;
+  }
+
+  #push(rank: number): void {
+    const heap = this.#heap;
+    let at = heap.length;
+    heap.push(rank);
+    while (at > 0) {
+      const parent = (at - 1) >> 1;
+      if (heap[parent] <= rank) break;
+      heap[at] = heap[parent];
+      at = parent;
+    }
+    heap[at] = rank;
+  }
+
+  #pop(): number {
+    const heap = this.#heap;
+    const top = heap[0];
+    const last = heap.pop()!;
+    const size = heap.length;
+    if (size === 0) return top;
+    let at = 0;
+    for (;;) {
+      let child = 2 * at + 1;
+      if (child >= size) break;
+      if (child + 1 < size && heap[child + 1] < heap[child]) child++;
+      if (last <= heap[child]) break;
+      heap[at] = heap[child];
+      at = child;
+    }
+    heap[at] = last;
+    return top;
+  }
+}

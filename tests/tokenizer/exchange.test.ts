@@ -1,0 +1,143 @@
+/**
+ * Other projects' formats, written and read back: the same ids, and clear errors for what is damaged or does not fit.
+ * That the real libraries load what is written here is proven by oracles/compare.ts.
+ */
+import { afterAll, describe, expect, test } from "bun:test";
+import { mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import {
+  PATTERN_NAMES,
+  parseHuggingFace,
+  parseTiktoken,
+  toGpt2,
+  toHuggingFace,
+  Tokenizer,
+  TokenizerError,
+  toTiktoken,
+} from "@mantou/tokenizer";
+import { loadTokenizer, saveTokenizer, TOKENIZER_FORMATS } from "@mantou/tokenizer/files";
+
+const directory = mkdtempSync(join(tmpdir(), "mantou-exchange-"));
+afterAll(() => rmSync(directory, { recursive: true }));
+
+const text = "the cat sat on the mat; it's naïve, 말하다 말하다 😀😀 AbcDef 12345\r\n\n  x".repeat(20);
+const trained = (pattern: string) =>
+  Tokenizer.train(text, { vocabSize: 340, specialTokens: ["<|end|>", "<|pad|>"], pattern });
+const tokenizer = trained("gpt2");
+const sample = `${text}<|end|>other words, 말<|pad|>`;
+
+describe.each(PATTERN_NAMES.map((pattern) => [pattern]))("a tokenizer with the pattern %s", (pattern) => {
+  test.each(TOKENIZER_FORMATS.map((format) => [format]))("comes back from %s with the same ids", (format) => {
+    const original = trained(pattern);
+    const path = join(directory, format === "tiktoken" ? "ranks.tiktoken" : `${format}.out`);
+    saveTokenizer(original, path, format);
+    const copy = loadTokenizer(path, { pattern, specialTokens: Object.fromEntries(original.specialTokens) });
+    expect(copy.hash).toBe(original.hash);
+    expect(copy.encode(sample)).toEqual(original.encode(sample));
+    expect(readdirSync(directory).filter((name) => name.endsWith("tmp"))).toEqual([]);
+    rmSync(path, { recursive: true });
+  });
+});
+
+test("a custom pattern survives a tokenizer.json", () => {
+  const custom = Tokenizer.train(text, { vocabSize: 300, pattern: "\\p{L}+|[^]" });
+  expect(new Tokenizer(parseHuggingFace(toHuggingFace(custom))).hash).toBe(custom.hash);
+});
+
+test("tokens that look like numbers or like properties of objects keep their ids", () => {
+  const odd = Tokenizer.train("1111 1111 __proto__ __proto__ ", { vocabSize: 280, specialTokens: ["__proto__", "77"] });
+  const { vocabJson, mergesTxt } = toGpt2(odd);
+  expect(vocabJson.indexOf('"a"')).toBeLessThan(vocabJson.indexOf('"11"'));
+  expect(mergesTxt).toContain("1 1\n");
+  const copy = new Tokenizer(parseHuggingFace(toHuggingFace(odd)));
+  expect(copy.hash).toBe(odd.hash);
+});
+
+describe("what is damaged is refused:", () => {
+  const ranks = toTiktoken(tokenizer);
+  const cases: [problem: string, text: string, message: string][] = [
+    ["a line cut short", ranks.slice(0, -5), "expected a token in base64 and its rank"],
+    ["no base64", `${ranks}%%% 900\n`, "expected a token in base64"],
+    ["a rank twice", `${ranks}YWJjZGVm 300\n`, "rank 300 is there twice"],
+    ["a token twice", `${ranks}YQ== 900\n`, '"a" has rank 97 already'],
+    ["a token of unknown parts", `${ranks}cXFxcXE= 900\n`, '"qqqqq" (rank 900) is not made of two tokens'],
+    ["nothing", "", "it is empty"],
+  ];
+  for (const [problem, damaged, message] of cases) {
+    test(`tiktoken ranks with ${problem}`, () => {
+      expect(() => parseTiktoken(damaged)).toThrow(message);
+      expect(() => parseTiktoken(damaged)).toThrow(TokenizerError);
+    });
+  }
+
+  test("tiktoken ranks without a byte, or with a special token's id taken", () => {
+    const lines = ranks.split("\n");
+    expect(() => new Tokenizer(parseTiktoken(lines.slice(1).join("\n")))).toThrow(/0x00|\\u0000/);
+    expect(() => parseTiktoken(ranks, { "<|end|>": 97 })).toThrow('special token "<|end|>": id 97 is "a" already');
+  });
+
+  const json = (change: (file: Record<string, any>) => void): string => {
+    const file = JSON.parse(toHuggingFace(tokenizer));
+    change(file);
+    return JSON.stringify(file);
+  };
+  const files: [problem: string, text: string, message: string][] = [
+    ["cut short", toHuggingFace(tokenizer).slice(0, -50), "not valid JSON, or cut short"],
+    ["an array", "[]", "it is not an object"],
+    ["another model", json((file) => (file.model.type = "Unigram")), 'the model is "Unigram", expected "BPE"'],
+    ["byte fallback", json((file) => (file.model.byte_fallback = true)), "byte_fallback is true"],
+    [
+      "an unknown normalizer",
+      json((file) => (file.normalizer = { type: "Lowercase" })),
+      '"Lowercase" is not supported',
+    ],
+    ["another pre-tokenizer", json((file) => (file.pre_tokenizer = { type: "Whitespace" })), '"Whitespace"'],
+    ["a blank in front", json((file) => (file.pre_tokenizer.add_prefix_space = true)), "add_prefix_space"],
+    ["an id of a wrong type", json((file) => (file.model.vocab.a = "7")), 'the id of "a" is 7'],
+    ["an id twice", json((file) => (file.model.vocab.a = 98)), "two tokens have id 98"],
+    ["a merge of three", json((file) => file.model.merges.push(["a", "b", "c"])), "expected two tokens"],
+    ["merges missing", json((file) => delete file.model.merges), "model.merges is not an array"],
+    ["stripping tokens", json((file) => (file.added_tokens[0].lstrip = true)), "lstrip is not supported"],
+    [
+      "an added id twice",
+      json((file) => (file.added_tokens[0].id = file.added_tokens[1].id)),
+      "two added tokens have id",
+    ],
+  ];
+  for (const [problem, damaged, message] of files) {
+    test(`tokenizer.json with ${problem}`, () => {
+      expect(() => parseHuggingFace(damaged)).toThrow(message);
+      expect(() => parseHuggingFace(damaged)).toThrow(TokenizerError);
+    });
+  }
+
+  test("a file is named", () => {
+    const path = join(directory, "broken.json");
+    writeFileSync(path, '{"model": {"type": "WordPiece"}}');
+    expect(() => loadTokenizer(path)).toThrow(`${path}: tokenizer.json: the model is "WordPiece"`);
+  });
+});
+
+test("what tiktoken cannot hold is refused", () => {
+  const vocab = new Map(tokenizer.vocab);
+  vocab.set(400, Uint8Array.of(1, 2, 3));
+  const unmade = new Tokenizer({ vocab, merges: tokenizer.merges });
+  expect(() => toTiktoken(unmade)).toThrow("is made by no merge");
+  const reversed = new Map(Array.from(tokenizer.vocab, ([id, bytes]) => [id < 256 ? id : 1000 - id, bytes]));
+  for (const id of tokenizer.specialTokens.values()) reversed.delete(1000 - id);
+  expect(() => toTiktoken(new Tokenizer({ vocab: reversed, merges: tokenizer.merges }))).toThrow("merged before one");
+});
+
+test("an NFC normalizer is reported", () => {
+  const file = JSON.parse(toHuggingFace(tokenizer));
+  file.normalizer = { type: "NFC" };
+  expect(parseHuggingFace(JSON.stringify(file)).normalization).toBe("NFC");
+  expect(parseHuggingFace(toHuggingFace(tokenizer)).normalization).toBeNull();
+});
+
+test("merges in the old form, one string each, are read", () => {
+  const file = JSON.parse(toHuggingFace(tokenizer));
+  file.model.merges = file.model.merges.map((pair: string[]) => pair.join(" "));
+  expect(new Tokenizer(parseHuggingFace(JSON.stringify(file))).hash).toBe(tokenizer.hash);
+});
