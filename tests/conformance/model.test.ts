@@ -119,6 +119,31 @@ onEveryBackend((backend, device) => {
         });
       });
 
+      test(`${name}: with interiors of blocks computed again, the same bits in less memory`, () => {
+        const [batchSize, length] = inputs.shape;
+        const results = (["keep", "recompute"] as const).map((activations) => {
+          const before = device.memory.of("activations");
+          using model = new TransformerLM(golden.config, {
+            device,
+            weights: golden.weights,
+            batchSize,
+            precision,
+            activations,
+          });
+          // Twice, with an evaluation in between, so that what lies in the shared buffers is another's.
+          const losses = [0, 1, 2].map((i) => {
+            if (i === 1) return model.loss(targets.data, inputs.data, { length });
+            return model.lossAndGradients(inputs.data, targets.data, { length });
+          });
+          const bytes = device.memory.of("activations") - before;
+          return { losses, gradients: gradientsOf(model), bytes };
+        });
+        const [kept, again] = results as [(typeof results)[0], (typeof results)[0]];
+        expect(again.losses).toEqual(kept.losses);
+        for (const [key, { data }] of Object.entries(kept.gradients)) sameBits(again.gradients[key].data, data, key);
+        if (golden.config.numLayers > 1) expect(again.bytes).toBeLessThan(kept.bytes);
+      });
+
       test(`${name}: with rows of the output projection past the vocabulary, the same bits`, () => {
         const [batchSize, length] = inputs.shape;
         const results = [1, 128].map((vocabularyMultiple) => {

@@ -26,14 +26,9 @@ export class Activations implements Disposable {
     return this.batchSize * this.contextLength;
   }
 
-  /** Bytes planned so far. */
-  get bytes(): number {
-    return this.#tensors.reduce((sum, tensor) => sum + tensor.memory.bytes, 0);
-  }
-
   /** A buffer of its own, of activations unless another type is given. */
   keep(shape: number[], dtype: DType = this.type): Tensor {
-    const tensor = Tensor.zeros(this.device, shape, dtype);
+    const tensor = Tensor.zeros(this.device, shape, dtype, "activations");
     this.#tensors.push(tensor);
     return tensor;
   }
@@ -53,13 +48,54 @@ export class Activations implements Disposable {
     this.#workspaceBytes = Math.max(this.#workspaceBytes, bytes);
   }
 
-  /** Memory that operations use while they run; made at the first step. */
+  /** Memory that operations use while they run; made when it is first asked for. */
   get workspace(): Tensor {
-    this.#workspace ??= this.keep([Math.ceil(this.#workspaceBytes / 4)], "float32");
+    if (!this.#workspace) {
+      this.#workspace = Tensor.zeros(this.device, [Math.ceil(this.#workspaceBytes / 4)], "float32", "workspace");
+      this.#tensors.push(this.#workspace);
+    }
     return this.#workspace;
   }
 
   [Symbol.dispose](): void {
     for (const tensor of this.#tensors) tensor[Symbol.dispose]();
+  }
+}
+
+/**
+ * Activations of one of several equal layers that do not keep theirs at the same time: what each of them asks to keep,
+ * in the same order, is one and the same buffer.
+ */
+export class SharedActivations extends Activations {
+  #next = 0;
+
+  /** @param pool the buffers, the same array for all the layers */
+  constructor(
+    readonly parent: Activations,
+    readonly pool: Tensor[],
+  ) {
+    super(parent.device, parent.batchSize, parent.contextLength, parent.type);
+  }
+
+  override keep(shape: number[], dtype: DType = this.type): Tensor {
+    const index = this.#next++;
+    const tensor = this.pool[index] ?? this.parent.keep(shape, dtype);
+    this.pool[index] = tensor;
+    if (tensor.shape.join() !== shape.join() || tensor.dtype !== dtype) {
+      throw new Error(`layers that share activations differ: [${tensor.shape.join(", ")}], [${shape.join(", ")}]`);
+    }
+    return tensor;
+  }
+
+  override scratch(name: string, shape: number[]): Tensor {
+    return this.parent.scratch(name, shape);
+  }
+
+  override reserve(bytes: number): void {
+    this.parent.reserve(bytes);
+  }
+
+  override get workspace(): Tensor {
+    return this.parent.workspace;
   }
 }

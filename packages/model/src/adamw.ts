@@ -50,12 +50,12 @@ export class AdamW implements Disposable {
     if (!(this.eps >= 0)) throw new RangeError(`eps must not be negative: ${this.eps}`);
     if (!(this.weightDecay >= 0)) throw new RangeError(`weightDecay must not be negative: ${this.weightDecay}`);
     const { device, values, gradients } = this.store;
-    this.firstMoments = Tensor.zeros(device, values.shape);
-    this.secondMoments = Tensor.zeros(device, values.shape);
+    this.firstMoments = Tensor.zeros(device, values.shape, "float32", "moments");
+    this.secondMoments = Tensor.zeros(device, values.shape, "float32", "moments");
     this.#scalars = Tensor.zeros(device, [3]);
     this.#norm = Tensor.zeros(device, [2]);
     const bytes = device.size("mantou_gradient_norm_workspace", gradients.count);
-    this.#workspace = Tensor.zeros(device, [Math.ceil(bytes / 4)]);
+    this.#workspace = Tensor.zeros(device, [Math.ceil(bytes / 4)], "float32", "workspace");
     this.#ranges = this.#decayRanges(options.decays ?? (() => true));
   }
 

@@ -36,8 +36,8 @@ export class Decoder implements Disposable {
     const { kvHeads, headDim } = headShape(model.config);
     const shape = [this.batchSize, this.capacity, kvHeads * headDim];
     this.#caches = Array.from({ length: numLayers }, () => ({
-      k: Tensor.zeros(model.device, shape, model.type),
-      v: Tensor.zeros(model.device, shape, model.type),
+      k: Tensor.zeros(model.device, shape, model.type, "key/value cache"),
+      v: Tensor.zeros(model.device, shape, model.type, "key/value cache"),
     }));
   }
 
@@ -186,7 +186,7 @@ export class Decoder implements Disposable {
     let buffer = this.#buffers.get(name);
     if (!buffer || buffer.count < count) {
       buffer?.[Symbol.dispose]();
-      buffer = Tensor.zeros(this.model.device, [count], dtype);
+      buffer = Tensor.zeros(this.model.device, [count], dtype, "activations");
       this.#buffers.set(name, buffer);
     }
     return buffer.view(shape);

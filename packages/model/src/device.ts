@@ -3,6 +3,7 @@
  */
 import { buildCpuLibrary } from "./build.ts";
 import { type CallArguments, type MappedFile, type Memory, Native, NativeError } from "./native.ts";
+import { MemoryAccount, type MemoryKind } from "./memory.ts";
 import type { SymbolName } from "./symbols.ts";
 
 export type DeviceName = "cpu" | "cuda" | "auto";
@@ -22,6 +23,10 @@ export interface DeviceOptions {
 
 export class Device implements Disposable {
   #native: Native;
+  /** What its memory is in use for. */
+  readonly memory = new MemoryAccount();
+  /** Whether it only counts memory: operations do nothing, and tensors hold nothing. */
+  readonly isPlan: boolean = false;
 
   constructor(
     readonly name: "cpu" | "cuda",
@@ -54,8 +59,10 @@ export class Device implements Disposable {
   }
 
   /** Zero-filled memory; freed with the device at the latest. @throws NativeError when there is not enough */
-  allocate(bytes: number): Memory {
-    return this.#native.allocate(bytes);
+  allocate(bytes: number, kind: MemoryKind = "other"): Memory {
+    const memory = this.#native.allocate(bytes, () => this.memory.add(kind, -bytes));
+    this.memory.add(kind, bytes);
+    return memory;
   }
 
   /** Maps a file read-only. @throws NativeError naming the path */
@@ -71,6 +78,35 @@ export class Device implements Disposable {
   [Symbol.dispose](): void {
     this.#native[Symbol.dispose]();
   }
+}
+
+/**
+ * Counts what a program would allocate, for models that may not fit: it runs on this device what the program runs on
+ * another, and then reads `memory`. Sizes of workspaces are those of the library that it is made with.
+ */
+export class PlanningDevice extends Device {
+  #native: Native;
+  override readonly isPlan = true;
+
+  constructor(name: "cpu" | "cuda", reason: string, native: Native) {
+    super(name, reason, native);
+    this.#native = native;
+  }
+
+  override run(): void {}
+
+  override allocate(bytes: number, kind: MemoryKind = "other"): Memory {
+    this.memory.add(kind, bytes);
+    return this.#native.imagine(bytes, () => this.memory.add(kind, -bytes));
+  }
+}
+
+/**
+ * A device to plan on; it needs no GPU.
+ * @throws BuildError without a compiler
+ */
+export function openPlanningDevice(name: "cpu" | "cuda", options: Pick<DeviceOptions, "log"> = {}): PlanningDevice {
+  return new PlanningDevice(name, "a plan", new Native(buildCpuLibrary(options), { threads: 1 }));
 }
 
 /**

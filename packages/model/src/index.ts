@@ -3,12 +3,21 @@ export { AdamW, type AdamWOptions } from "./adamw.ts";
 export { BuildError, buildCpuLibrary } from "./build.ts";
 export { type ModelConfig, type ResolvedModelConfig, RMSNORM_EPS, resolveModelConfig } from "./config.ts";
 export { Decoder } from "./decoder.ts";
-export { Device, type DeviceName, type DeviceOptions, type Precision, openDevice } from "./device.ts";
+export {
+  Device,
+  type DeviceName,
+  type DeviceOptions,
+  PlanningDevice,
+  type Precision,
+  openDevice,
+  openPlanningDevice,
+} from "./device.ts";
 export { type Finish, type GenerateOptions, GenerationBatch, type Sequence, generate } from "./generate.ts";
 export * as functional from "./functional.ts";
 export { fromBfloat16, fromFloat16, toBfloat16, toFloat16 } from "./half.ts";
 export { headShape } from "./layers/attention.ts";
-export { MappedFile, NativeError } from "./native.ts";
+export { MemoryAccount, type MemoryKind } from "./memory.ts";
+export { MappedFile, NativeError, OUT_OF_MEMORY } from "./native.ts";
 export * as operations from "./operations.ts";
 export { Parameter, type ParameterSpec, ParameterStore } from "./parameters.ts";
 export { Random, deriveSeed, uniform } from "./random.ts";

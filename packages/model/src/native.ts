@@ -11,6 +11,9 @@ const ABI_VERSION = 3;
 /** Turns of libgomp's waiting loop, 20–50 ns each. */
 const SPIN_COUNT = "1000";
 
+/** MANTOU_OUT_OF_MEMORY */
+export const OUT_OF_MEMORY = 2;
+
 /** A native call failed; the message is the library's own. */
 export class NativeError extends Error {
   override name = "NativeError";
@@ -97,8 +100,12 @@ export class Native implements Disposable {
     return Number(this.#invoke(name, args));
   }
 
-  /** Zero-filled device memory, freed with the context at the latest. @throws NativeError when there is not enough */
-  allocate(bytes: number): Memory {
+  /**
+   * Zero-filled device memory, freed with the context at the latest.
+   * @param onFree called once, when it is freed
+   * @throws NativeError when there is not enough
+   */
+  allocate(bytes: number, onFree: () => void = () => {}): Memory {
     if (!Number.isSafeInteger(bytes) || bytes < 0) throw new RangeError(`cannot allocate ${bytes} bytes`);
     const place = new BigUint64Array(new ArrayBuffer(8));
     this.#check(this.#functions.mantou_malloc(this.#live("mantou_malloc"), bytes, place));
@@ -106,9 +113,15 @@ export class Native implements Disposable {
     const memory: Memory = new Memory(this, address, bytes, () => {
       this.#owned.delete(memory);
       this.#check(this.#functions.mantou_free(this.#context, address));
+      onFree();
     });
     this.#owned.add(memory);
     return memory;
+  }
+
+  /** A stand-in of that size for planning, with nothing behind it: no call takes it. */
+  imagine(bytes: number, onFree: () => void): Memory {
+    return new Memory(this, 0, bytes, onFree);
   }
 
   /** Maps a file read-only. @throws NativeError naming the path */
@@ -226,11 +239,12 @@ export class Memory implements Disposable {
     addressOf = (value) => {
       const memory = value as Memory;
       if (!memory.#free) throw new NativeError("native memory was used after it was freed", 0);
+      if (memory.#address === 0) throw new NativeError("memory that was only planned was used", 0);
       return memory.#address;
     };
   }
 
-  /** Made by `Native.allocate` alone. */
+  /** Made by `Native.allocate` and `imagine` alone. */
   constructor(
     readonly native: Native,
     address: number,

@@ -72,13 +72,14 @@ export class ParameterStore implements Disposable {
         end += elementCount([paddedRows, ...columns]);
       }
     }
-    this.values = Tensor.zeros(device, [end]);
-    this.weights = type === "float32" ? this.values : Tensor.zeros(device, [end], type);
-    this.gradients = Tensor.zeros(device, [end]);
+    const isMixed = type !== "float32";
+    this.values = Tensor.zeros(device, [end], "float32", isMixed ? "master weights" : "parameters");
+    this.weights = isMixed ? Tensor.zeros(device, [end], type, "parameters") : this.values;
+    this.gradients = Tensor.zeros(device, [end], "float32", "gradients");
     for (const { spec, offset } of placed) {
       const part = (of: Tensor) => of.view(spec.shape, offset);
       const value = part(this.values);
-      const weight = type === "float32" ? value : part(this.weights);
+      const weight = isMixed ? part(this.weights) : value;
       this.byName.set(
         spec.name,
         new Parameter(spec.name, spec.shape, value, weight, part(this.gradients), offset, this),

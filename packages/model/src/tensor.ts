@@ -3,6 +3,7 @@
  */
 import type { Device } from "./device.ts";
 import { fromBfloat16, toBfloat16 } from "./half.ts";
+import type { MemoryKind } from "./memory.ts";
 import type { Memory, Slice } from "./native.ts";
 
 export type DType = "float32" | "bfloat16" | "int32";
@@ -50,8 +51,8 @@ export class Tensor implements Slice, Disposable {
   }
 
   /** Zeros in memory of its own. @throws NativeError when there is not enough memory */
-  static zeros(device: Device, shape: readonly number[], dtype: DType = "float32"): Tensor {
-    const memory = device.allocate(Math.max(elementCount(shape), 1) * ELEMENT_BYTES[dtype]);
+  static zeros(device: Device, shape: readonly number[], dtype: DType = "float32", kind?: MemoryKind): Tensor {
+    const memory = device.allocate(Math.max(elementCount(shape), 1) * ELEMENT_BYTES[dtype], kind);
     return new Tensor(device, memory, 0, shape, dtype);
   }
 

@@ -8,6 +8,7 @@ import type { Device, Precision } from "./device.ts";
 import { Decoder } from "./decoder.ts";
 import { type Block, type Residual, createBlock } from "./layers/block.ts";
 import { Embedding } from "./layers/embedding.ts";
+import { recomputedBlocks } from "./layers/recompute.ts";
 import { Head } from "./layers/head.ts";
 import { RMSNorm } from "./layers/rmsnorm.ts";
 import { type Parameter, type ParameterSpec, ParameterStore } from "./parameters.ts";
@@ -28,6 +29,8 @@ export interface TransformerOptions {
   batchSize?: number;
   /** What matrix products are computed in. Default fp32. */
   precision?: Precision;
+  /** What the backward pass needs of the blocks is kept, or computed again to save memory. Default keep. */
+  activations?: "keep" | "recompute";
   /**
    * Rows of the output projection as the kernels see it, and so columns of the logits: a multiple of this, with zeros
    * past the vocabulary that leave no trace. Default: what suits the device.
@@ -82,6 +85,7 @@ export class TransformerLM implements Disposable {
   readonly device: Device;
   readonly batchSize: number;
   readonly precision: Precision;
+  readonly activations: "keep" | "recompute";
   readonly store: ParameterStore;
   /** cos/sin table, or null without rotary position embedding. */
   readonly rope: Tensor | null;
@@ -97,6 +101,7 @@ export class TransformerLM implements Disposable {
     }
     const { contextLength, dModel, numHeads, position } = this.config;
     if (options.weights) checkWeights(parameterGroups(this.config).flat(), options.weights);
+    this.activations = options.activations ?? "keep";
     this.precision = options.precision ?? "fp32";
     if (this.precision !== "fp32" && this.precision !== "bf16") {
       throw new RangeError(`precision must be fp32 or bf16, not ${String(this.precision)}`);
@@ -105,7 +110,7 @@ export class TransformerLM implements Disposable {
     this.store = new ParameterStore(this.device, parameterGroups(this.config, multiple), this.type);
     this.rope = position === "rope" ? ropeTable(this.device, contextLength, dModel / numHeads, this.config) : null;
     if (options.weights) this.load(options.weights);
-    else this.#initialise(options.seed ?? 0);
+    else if (!this.device.isPlan) this.#initialise(options.seed ?? 0);
   }
 
   /** Type of weights and activations. */
@@ -215,13 +220,25 @@ export class TransformerLM implements Disposable {
     return value[0]!;
   }
 
+  /**
+   * Makes all the memory that training and evaluation steps need, which the first of them would otherwise do.
+   * @throws NativeError when there is not enough
+   */
+  prepare(): void {
+    this.#step ??= this.#plan();
+    void this.#step.activations.workspace;
+  }
+
   /** Builds the layers around the parameters and plans their memory. */
   #plan(): Step {
     const { config, store, device } = this;
     const activations = new Activations(device, this.batchSize, config.contextLength, this.type);
-    const blocks = Array.from({ length: config.numLayers }, (_, i) =>
-      createBlock(store, i, config, this.rope, activations),
-    );
+    const { numLayers, dModel } = config;
+    const create = (index: number, of: Activations) => createBlock(store, index, config, this.rope, of);
+    const blocks =
+      this.activations === "recompute"
+        ? recomputedBlocks(numLayers, activations, dModel, create)
+        : Array.from({ length: numLayers }, (_, i) => create(i, activations));
     const head = store.padded(this.headParameter.name);
     return {
       activations,

@@ -70,6 +70,11 @@ export interface Snapshot {
   tensors: { name: string; dtype: "F32"; shape: readonly number[]; values: Float32Array<ArrayBuffer> }[];
 }
 
+/** Bytes that a snapshot takes. */
+export function snapshotBytes(saved: Saved): number {
+  return entries(saved).reduce((sum, { tensor }) => sum + tensor.count * 4, 0);
+}
+
 /** @param spare arrays to use again, of an earlier snapshot of the same model */
 export function takeSnapshot(saved: Saved & { iteration: number }, spare?: Float32Array<ArrayBuffer>[]): Snapshot {
   const { about } = contentsOf(saved);

@@ -215,6 +215,10 @@ export const trainConfigSchema = z.strictObject({
     group: "Machine",
     description: "number format of the matrix products (sums, weights kept and moments are float32); auto: the faster",
   }),
+  activations: z.enum(["keep", "recompute"]).default("keep").meta({
+    group: "Machine",
+    description: "what the backward pass needs of the blocks: keep it, or compute it again, slower in less memory",
+  }),
   threads: z
     .union([count(), auto])
     .default("auto")

@@ -1,5 +1,5 @@
 /** What a run measures besides its loss: the sizes of weights and updates, arithmetic, bytes of text. */
-import { type Device, Tensor, type TransformerLM, operations } from "@mantou/model";
+import { type Device, type FloatType, Tensor, type TransformerLM, operations } from "@mantou/model";
 import type { Tokenizer } from "@mantou/tokenizer";
 
 /**
@@ -12,12 +12,12 @@ export function flopsPerToken(model: TransformerLM): number {
   return 6 * (model.store.count - lookup) + 12 * numLayers * dModel * contextLength;
 }
 
-/** Floating-point operations a second of a square float32 matrix product, the best of a few. */
-export function measurePeak(device: Device): number {
+/** Floating-point operations a second of a square matrix product of that type, the best of a few. */
+export function measurePeak(device: Device, type: FloatType): number {
   const size = device.name === "cpu" ? 768 : 8192;
-  using a = Tensor.zeros(device, [size, size]);
-  using b = Tensor.zeros(device, [size, size]);
-  using c = Tensor.zeros(device, [size, size]);
+  using a = Tensor.zeros(device, [size, size], type);
+  using b = Tensor.zeros(device, [size, size], type);
+  using c = Tensor.zeros(device, [size, size], type);
   let best = Number.POSITIVE_INFINITY;
   for (let i = 0; i < 4; i++) {
     const started = performance.now();

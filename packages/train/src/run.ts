@@ -126,6 +126,11 @@ export function initialise(model: TransformerLM, path: string, warn: (message: s
   if (step === undefined) throw new UserError(`--init ${path} has no checkpoint yet`, { fix: "train it first" });
 }
 
+/** How a run's config wants the model to be made. */
+export function modelOptions({ seed, microBatchSize, precision, activations }: SettledConfig) {
+  return { seed, batchSize: microBatchSize, precision, activations };
+}
+
 /** A trained model with its tokenizer, for generation and evaluation. */
 export interface LoadedRun {
   run: RunDirectory;
@@ -147,8 +152,7 @@ export function loadRun(path: string, device: Device, warn: (message: string) =>
   }
   const config = loadRunConfig(run.config);
   const tokenizer = loadTokenizer(run.tokenizer);
-  const { microBatchSize: batchSize, precision } = config;
-  const model = new TransformerLM(modelConfig(config), { device, batchSize, precision });
+  const model = new TransformerLM(modelConfig(config), { device, ...modelOptions(config) });
   try {
     const step = loadNewest(run.checkpoints, (file) => loadWeights(file, model), warn);
     if (step === undefined) {

@@ -153,7 +153,7 @@ export async function train(
   const probe = new UpdateProbe(model);
   const tokenBytes = bytesPerToken(tokenizer);
   const flops = flopsPerToken(model);
-  const peak = measurePeak(model.device);
+  const peak = measurePeak(model.device, model.type);
   // There must be something to go back to.
   if (begun === undefined && config.onDivergence === "skip") await checkpoint(0);
 

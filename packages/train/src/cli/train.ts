@@ -5,7 +5,7 @@
 import { existsSync } from "node:fs";
 import { availableParallelism } from "node:os";
 import { join } from "node:path";
-import { type Device, TransformerLM, openDevice } from "@mantou/model";
+import { type Device, NativeError, OUT_OF_MEMORY, TransformerLM, openDevice } from "@mantou/model";
 import { z } from "zod";
 import { type ResolvedConfig, choose, chooseBatchSizes, readRunConfig, resolveConfig, settled } from "../config.ts";
 import { type SettledConfig, trainConfigSchema } from "../config.ts";
@@ -13,11 +13,12 @@ import { listCheckpoints } from "../checkpoint.ts";
 import { UserError } from "../errors.ts";
 import { checkSources, checkTextLengths, prepareData, prepareTokenizer } from "../prepare.ts";
 import { presets } from "../presets.ts";
-import { RunDirectory, claimDirectory, initialise, modelConfig, saveConfig } from "../run.ts";
+import { formatPlan, outOfMemory, planTraining } from "../plan.ts";
+import { RunDirectory, claimDirectory, initialise, modelConfig, modelOptions, saveConfig } from "../run.ts";
 import { formatCount, formatDuration } from "../terminal/format.ts";
 import { plotCurve } from "../terminal/plot.ts";
 import { ProgressBar } from "../terminal/progress.ts";
-import { styleFor, widthOf } from "../terminal/style.ts";
+import { type Style, styleFor, widthOf } from "../terminal/style.ts";
 import { type Outcome, train } from "../trainer.ts";
 import { runCommand } from "./command.ts";
 import { formatConfig } from "./config-summary.ts";
@@ -35,6 +36,10 @@ const command: Command = {
       .string()
       .optional()
       .meta({ group: "Start from", description: "JSON file with settings over the preset's", placeholder: "FILE" }),
+    plan: z.boolean().default(false).meta({
+      group: "Start from",
+      description: "only tell what the run would need: memory by kind, arithmetic, tokens; needs no GPU",
+    }),
     resume: z
       .string()
       .optional()
@@ -45,6 +50,7 @@ const command: Command = {
     "bun run train --data book.txt --preset books",
     "bun run train --model.numLayers 6 --steps 2000 --lr 1e-3 --name deeper",
     "bun run train --init runs/tiny --data other.txt --lr 3e-4",
+    "bun run train --preset tinystories-17m --device cuda --plan",
     "bun run train --resume runs/tiny",
   ],
 };
@@ -58,7 +64,7 @@ interface Prepared {
 
 await runCommand(async (argv) => {
   const { given } = parseFlags(command, argv);
-  const { preset, config: file, resume, ...flags } = given as Record<string, unknown> & Record<string, string>;
+  const { preset, config: file, resume, plan, ...flags } = given as Record<string, unknown> & Record<string, string>;
   if (resume !== undefined && Object.keys(given).length > 1) {
     throw new UserError("--resume goes on with the run's own config and takes no other flag", {
       fix: `bun run train --resume ${resume}`,
@@ -66,6 +72,10 @@ await runCommand(async (argv) => {
   }
   const style = styleFor(process.stdout);
   const say = (line: string) => console.log(line);
+  if (plan) {
+    say(planOf({ preset, file, flags }, style));
+    return;
+  }
   const begin = resume === undefined ? start({ preset, file, flags }, say) : reopen(resume, say);
   using device = begin.device;
   const { run, resolved } = begin;
@@ -81,8 +91,7 @@ await runCommand(async (argv) => {
   const tokenizer = prepareTokenizer(run.path, settled(resolved), progress);
   const config = settleVocabulary(resolved, run, tokenizer.vocabSize);
   const { train: trainTokens, val } = prepareData(run.path, config, tokenizer, device, progress);
-  const { seed, microBatchSize: batchSize, precision } = config;
-  using model = new TransformerLM(modelConfig(config), { device, seed, batchSize, precision });
+  using model = makeModel(config, device);
   if (config.init !== undefined && listCheckpoints(run.checkpoints).length === 0) {
     initialise(model, config.init, (message) => say(`${style.color("yellow", "warning")}: ${message}`));
   }
@@ -127,11 +136,40 @@ await runCommand(async (argv) => {
       },
     },
     stop.signal,
-  );
+  ).catch((error: unknown) => {
+    throw explained(error, config);
+  });
   bar.finish();
   process.off("SIGINT", onSignal).off("SIGTERM", onSignal);
   report(outcome, run, say);
 });
+
+/** What a run would need, without a trace of it. A GPU that is asked for need not be there. */
+function planOf(layers: Parameters<typeof resolveConfig>[0], style: Style): string {
+  const resolved = resolveConfig(layers);
+  const { device: asked } = resolved.config;
+  chooseThreads(resolved);
+  using opened = asked === "cuda" ? null : openDevice(asked, { threads: settledThreads(resolved) });
+  const preferredPrecision = { precision: "bf16" as const, reason: "what a GPU is fastest in" };
+  chooseForDevice(resolved, opened ?? { name: "cuda", reason: "asked for", preferredPrecision });
+  return `${formatConfig(resolved, widthOf(process.stdout), style)}\n\n${formatPlan(planTraining(settled(resolved)), style)}`;
+}
+
+/** The model with the memory of its steps. @throws UserError when there is not enough */
+function makeModel(config: SettledConfig, device: Device): TransformerLM {
+  try {
+    const model = new TransformerLM(modelConfig(config), { device, ...modelOptions(config) });
+    model.prepare();
+    return model;
+  } catch (error) {
+    throw explained(error, config);
+  }
+}
+
+/** An error of the device's that there is not enough memory comes with the plan and ways out; others as they are. */
+function explained(error: unknown, config: SettledConfig): unknown {
+  return error instanceof NativeError && error.status === OUT_OF_MEMORY ? outOfMemory(error, config) : error;
+}
 
 /** Resolves a new config, and chooses what depends on the machine. Nothing is written before all of it is sound. */
 function start(
@@ -149,6 +187,19 @@ function start(
   }
   chooseThreads(resolved);
   const device = openDevice(config.device, { threads: settledThreads(resolved), log: say });
+  chooseForDevice(resolved, device);
+  const style = styleFor(process.stdout);
+  say(`${formatConfig(resolved, widthOf(process.stdout), style)}\n`);
+  saveConfig(run, resolved);
+  return { run, resolved, device };
+}
+
+/** What depends on the device, and the vocabulary as far as it is known. */
+function chooseForDevice(
+  resolved: ResolvedConfig,
+  device: Pick<Device, "name" | "reason" | "preferredPrecision">,
+): void {
+  const { config } = resolved;
   if (config.device === "auto") choose(resolved, "device", device.name, device.reason);
   if (config.precision === "auto") {
     const { precision, reason } = device.preferredPrecision;
@@ -157,10 +208,6 @@ function start(
   chooseBatchSizes(resolved, device.name);
   const vocabulary = "at most; the tokenizer may find fewer merges";
   if (config.model.vocabSize === "auto") choose(resolved, "model.vocabSize", config.tokenizer.vocabSize, vocabulary);
-  const style = styleFor(process.stdout);
-  say(`${formatConfig(resolved, widthOf(process.stdout), style)}\n`);
-  saveConfig(run, resolved);
-  return { run, resolved, device };
 }
 
 function nameOf({ config, choices }: ResolvedConfig): string {

@@ -52,7 +52,7 @@ export class LlamaWeights implements Disposable {
     for (const { name, huggingFace, shape, rotaryHeads } of llamaTensors(this.config)) {
       const { data } = this.#files.get(this.#places.get(huggingFace)!)!.toFloat32(huggingFace);
       const values = rotaryHeads === undefined ? data : toNeighbours(data, rotaryHeads, shape[1]!);
-      model.store.get(name).value.upload(values);
+      model.store.get(name).set(values);
     }
     return model;
   }

@@ -30,6 +30,17 @@ export function formatCount(count: number): string {
   return `${count < 0 ? "-" : ""}${Number(value.toPrecision(3))}${units[unit]}`;
 }
 
+/** 950 → `950 B`, 1_536 → `1.50 KiB`, 5e9 → `4.66 GiB`. */
+export function formatBytes(bytes: number): string {
+  const units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
+  let [value, unit] = [bytes, 0];
+  while (value >= 1024 && unit < units.length - 1) {
+    value /= 1024;
+    unit++;
+  }
+  return `${unit === 0 ? value : value.toFixed(value < 10 ? 2 : value < 100 ? 1 : 0)} ${units[unit]}`;
+}
+
 export type Cell = string | number;
 
 export interface TableOptions {

@@ -1,0 +1,146 @@
+/** What a run needs, told before it starts: the plan against what is then allocated, and what running out of it says. */
+import { afterAll, describe, expect, test } from "bun:test";
+import { existsSync } from "node:fs";
+import { Decoder, type MemoryKind, NativeError, OUT_OF_MEMORY, TransformerLM, openDevice } from "@mantou/model";
+import { PlanningDevice, Tensor, openPlanningDevice } from "@mantou/model";
+import { takeSnapshot } from "../../packages/train/src/checkpoint.ts";
+import type { SettledConfig } from "../../packages/train/src/config.ts";
+import { formatPlan, outOfMemory, planTraining } from "../../packages/train/src/plan.ts";
+import { modelConfig, modelOptions } from "../../packages/train/src/run.ts";
+import { formatBytes } from "../../packages/train/src/terminal/format.ts";
+import { createOptimizer } from "../../packages/train/src/trainer.ts";
+import { smallConfig } from "./support/training.ts";
+import { Workplace, smallFlags, storyText } from "./support/workplace.ts";
+
+const choices = (["fp32", "bf16"] as const).flatMap((precision) =>
+  (["keep", "recompute"] as const).map((activations) => [precision, activations] as const),
+);
+
+function configOf(settings: Partial<SettledConfig> = {}): SettledConfig {
+  return { ...smallConfig({ microBatchSize: 4 }), ...settings };
+}
+
+function bytesOf(config: SettledConfig): Map<MemoryKind, number> {
+  return new Map(planTraining(config).memory);
+}
+
+describe("plan", () => {
+  for (const [precision, activations] of choices) {
+    test(`is what training steps, evaluation and a sample take: ${precision}, ${activations}`, () => {
+      const config = configOf({ precision, activations });
+      using device = openDevice("cpu", { threads: 1 });
+      using model = new TransformerLM(modelConfig(config), { device, ...modelOptions(config) });
+      using optimizer = createOptimizer(model, config);
+      const { contextLength } = config.model;
+      const tokens = new Int32Array(config.microBatchSize * contextLength).fill(3);
+      for (let step = 0; step < 2; step++) {
+        model.lossAndGradients(tokens, tokens);
+        optimizer.clipAndStep(1e-3, 1);
+        model.loss(tokens, tokens);
+      }
+      using decoder = new Decoder(model);
+      decoder.forward(tokens.subarray(0, contextLength / 2));
+      const plan = planTraining(config);
+      expect(new Map(plan.memory)).toEqual(new Map(device.memory.entries()));
+      expect(plan.total).toBe(device.memory.total);
+      const snapshot = takeSnapshot({ model, optimizer, iteration: 2 });
+      expect(plan.checkpointCopy).toBe(snapshot.tensors.reduce((sum, { values }) => sum + values.byteLength, 0));
+    });
+  }
+
+  test("counts parameters, gradients, moments and the float32 copy at their size", () => {
+    const { parameters } = planTraining(configOf());
+    for (const precision of ["fp32", "bf16"] as const) {
+      const bytes = bytesOf(configOf({ precision }));
+      const padded = bytes.get("gradients")! / 4;
+      // Groups are padded to 128 elements.
+      expect(padded).toBeGreaterThanOrEqual(parameters);
+      expect(padded).toBeLessThan(parameters + 128 * 14);
+      expect(bytes.get("moments")).toBe(8 * padded);
+      expect(bytes.get("parameters")).toBe((precision === "bf16" ? 2 : 4) * padded);
+      expect(bytes.get("master weights")).toBe(precision === "bf16" ? 4 * padded : undefined);
+    }
+  });
+
+  test("recomputing keeps one input of a block in place of its interior", () => {
+    const model = { ...configOf().model, numLayers: 6 };
+    for (const precision of ["fp32", "bf16"] as const) {
+      const [kept, again] = (["keep", "recompute"] as const).map((activations) =>
+        bytesOf(configOf({ precision, activations, model })).get("activations")!,
+      );
+      const [keptOfTwo, againOfTwo] = (["keep", "recompute"] as const).map((activations) =>
+        bytesOf(configOf({ precision, activations, model: { ...model, numLayers: 2 } })).get("activations")!,
+      );
+      expect(again!).toBeLessThan(kept! / 2);
+      const input = 4 * model.contextLength * model.dModel * (precision === "bf16" ? 2 : 4);
+      expect(again! - againOfTwo!).toBe(4 * input);
+      expect(kept! - keptOfTwo!).toBeGreaterThan(4 * 8 * input);
+    }
+  });
+
+  test("holds nothing, so that a model of any size is planned in no time", () => {
+    using device = openPlanningDevice("cuda");
+    expect(device).toBeInstanceOf(PlanningDevice);
+    const tensor = Tensor.zeros(device, [1e6, 1e6], "bfloat16", "activations");
+    expect(device.memory.of("activations")).toBe(2e12);
+    expect(() => {
+      using cpu = openDevice("cpu", { threads: 1 });
+      cpu.run("mantou_fill", tensor, 0, 4);
+    }).toThrow("only planned");
+    tensor[Symbol.dispose]();
+    expect(device.memory.total).toBe(0);
+  });
+
+  test("is printed as a table with its sum, arithmetic and tokens", () => {
+    const config = configOf();
+    const plan = planTraining(config);
+    const text = formatPlan(plan);
+    for (const [kind, bytes] of plan.memory) {
+      expect(text).toMatch(new RegExp(`^  ${kind} +${formatBytes(bytes)}$`, "m"));
+    }
+    expect(plan.memory.reduce((sum, [, bytes]) => sum + bytes, 0)).toBe(plan.total);
+    expect(text).toMatch(new RegExp(`^  total +${formatBytes(plan.total)}$`, "m"));
+    expect(text).toMatch(/^  tokens +64 a step, 1\.28k in all$/m);
+  });
+});
+
+test("running out of memory says what was asked, what the run needs and which settings shrink it", () => {
+  const config = configOf({ precision: "fp32" });
+  const error = outOfMemory(new NativeError("no memory for 7 bytes", OUT_OF_MEMORY), config);
+  expect(error.message).toContain("no memory for 7 bytes");
+  const { total } = planTraining(config);
+  expect(error.message).toMatch(new RegExp(`^  total +${formatBytes(total)}$`, "m"));
+  for (const part of [
+    "--micro-batch-size 2 (",
+    "--activations recompute (",
+    "--precision bf16 (",
+    "--model.contextLength 4 (",
+  ]) {
+    expect(error.fix).toContain(part);
+  }
+  const smallest = outOfMemory(error.cause as NativeError, { ...config, precision: "bf16", activations: "recompute" });
+  expect(smallest.fix).not.toMatch(/--precision|--activations/);
+});
+
+describe("train", () => {
+  const place = new Workplace();
+  const data = place.file("stories.txt", storyText(20_000));
+  afterAll(() => place[Symbol.dispose]());
+
+  test("--plan prints the config and the plan, leaves nothing behind, and needs no GPU", async () => {
+    const { stdout } = await place.succeed("train", "--preset", "1.5b", "--device", "cuda", "--plan");
+    expect(stdout).toMatch(/^ +precision +bf16 +what a GPU is fastest in$/m);
+    expect(stdout).toMatch(/^ +master weights +5\.\d+ GiB$/m);
+    expect(stdout).toMatch(/^ +parameters +1\.\d+B$/m);
+    expect(existsSync(place.path("runs"))).toBe(false);
+  });
+
+  test("without enough memory: the plan, and no checkpoint", async () => {
+    const tooMany = ["--batch-size", "200000000", "--micro-batch-size", "200000000"];
+    const { code, stderr } = await place.run("train", ...smallFlags, "--data", data, ...tooMany);
+    expect(code).toBe(1);
+    expect(stderr).toMatch(/^error: mantou_malloc: no memory for \d+ bytes/m);
+    expect(stderr).toMatch(/^  activations +\d+(\.\d+)? TiB$/m);
+    expect(stderr).toMatch(/fix.*--micro-batch-size 100000000 \(/);
+  });
+});
