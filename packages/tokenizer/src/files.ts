@@ -17,14 +17,22 @@ import {
   writeSync,
 } from "node:fs";
 import { join } from "node:path";
+import { type CountsAbout, countsFromFile, countsToFile } from "./counts-format.ts";
+import { canCut, lastCut } from "./cuts.ts";
 import { parseGpt2, toGpt2 } from "./gpt2-format.ts";
 import { parseHuggingFace, toHuggingFace } from "./huggingface-format.ts";
 import { parseJson } from "./json.ts";
+import { resolvePattern } from "./patterns.ts";
+import { type CountOptions, type PretokenCounts, PretokenStream } from "./pretokens.ts";
 import { parseTiktoken, toTiktoken } from "./tiktoken-format.ts";
 import { Tokenizer } from "./tokenizer.ts";
 import { type TrainOptions, TrainingRun } from "./training.ts";
+import { WorkerPool } from "./worker-pool.ts";
+import type { FilePart } from "./worker.ts";
 
 const CHUNK = 1 << 20;
+/** Bytes of a worker's part, about. */
+const PART = 1 << 22;
 
 /** File formats: ours, Hugging Face's tokenizer.json, tiktoken's ranks, and a directory with GPT-2's two files. */
 export type TokenizerFormat = "mantou" | "huggingface" | "tiktoken" | "gpt2";
@@ -79,15 +87,20 @@ export function saveTokenizer(tokenizer: Tokenizer, path: string, format: Tokeni
   writeText(path, write[format](tokenizer));
 }
 
-/** Writes a text under a temporary name, syncs and renames. */
 function writeText(path: string, content: string): void {
+  writeFile(path, [new TextEncoder().encode(content)]);
+}
+
+/** Writes under a temporary name, syncs and renames. */
+function writeFile(path: string, parts: Uint8Array[]): void {
   const temporary = `${path}.${process.pid}.tmp`;
   withPath(path, () => {
-    const text = new TextEncoder().encode(content);
     try {
       const file = openSync(temporary, "w");
       try {
-        for (let written = 0; written < text.length;) written += writeSync(file, text, written);
+        for (const part of parts) {
+          for (let written = 0; written < part.length;) written += writeSync(file, part, written);
+        }
         fsyncSync(file);
       } finally {
         closeSync(file);
@@ -115,26 +128,81 @@ export function loadGpt2(
   return withPath(vocabPath, () => new Tokenizer({ ...parseGpt2(vocabText, mergesText), ...options }));
 }
 
+export interface FileTrainOptions extends TrainOptions {
+  /** Threads that count; default 1, which is this one. Merging takes one. */
+  workers?: number;
+}
+
 /**
  * Learns a vocabulary from files of UTF-8 text; no token goes from one file into the next. Other work runs in between.
  *
  * @throws naming the file that cannot be read, before anything is read; the signal's reason when it is aborted.
  */
-export async function trainFromFiles(paths: string | readonly string[], options: TrainOptions): Promise<Tokenizer> {
+export async function trainFromFiles(paths: string | readonly string[], options: FileTrainOptions): Promise<Tokenizer> {
+  const run = new TrainingRun(options); // complains before anything is read
+  const { onProgress } = options;
+  run.addCounts(
+    await countFiles(paths, {
+      ...options,
+      onProgress: onProgress && ((done, total) => onProgress({ phase: "count", done, total })),
+    }),
+  );
+  return new Tokenizer(await run.finishAsync());
+}
+
+export interface CountFilesOptions extends CountOptions {
+  /** Threads that count; default 1, which is this one. */
+  workers?: number;
+  /** Called now and then with bytes read and bytes in all. */
+  onProgress?: (done: number, total: number) => void;
+  signal?: AbortSignal;
+}
+
+/**
+ * Counts the pre-tokens of files; no piece goes from one file into the next.
+ *
+ * @throws naming the file that cannot be read; the signal's reason when it is aborted.
+ */
+export async function countFiles(
+  paths: string | readonly string[],
+  { workers = 1, onProgress, signal, specialTokens = [], pattern = "gpt2" }: CountFilesOptions = {},
+): Promise<PretokenCounts> {
+  checkWorkers(workers);
   const files = openAll(paths);
   try {
-    const run = new TrainingRun(options, totalSize(files));
+    const total = totalSize(files);
+    const stream = new PretokenStream({ specialTokens, pattern });
+    let done = 0;
+    if (workers > 1 && canCut(resolvePattern(pattern), specialTokens)) {
+      using pool = new WorkerPool(workers, { kind: "count", specialTokens, pattern });
+      const report = (_: unknown, { start, end }: FilePart): void => onProgress?.((done += end - start), total);
+      await pool.run(partsOf(files), report, signal);
+      for (const counts of await pool.finish()) stream.add(counts as PretokenCounts);
+      return stream.finish();
+    }
     for (const file of files) {
       for (const chunk of chunksOf(file)) {
-        run.push(chunk);
+        signal?.throwIfAborted();
+        stream.push(chunk);
+        onProgress?.((done += chunk.length), total);
         await turn();
       }
-      run.endText();
+      stream.endText();
     }
-    return new Tokenizer(await run.finishAsync());
+    return stream.finish();
   } finally {
     closeAll(files);
   }
+}
+
+/** Writes counts to a file (see counts-format.ts), whole or not at all. */
+export function saveCounts(counts: PretokenCounts, about: CountsAbout, path: string): void {
+  writeFile(path, countsToFile(counts, about));
+}
+
+/** @throws naming the file, if it cannot be read or is damaged. */
+export function loadCounts(path: string): { counts: PretokenCounts; about: CountsAbout } {
+  return withPath(path, () => countsFromFile(readFileSync(path)));
 }
 
 /** The same, without letting anything else run. */
@@ -153,6 +221,8 @@ export function trainFromFilesSync(paths: string | readonly string[], options: T
 }
 
 export interface EncodeFileOptions {
+  /** Threads that encode; default 1, which is this one. Ids are handed out in order all the same. */
+  workers?: number;
   /** Called after each chunk: bytes read, bytes in all, ids so far. */
   onProgress?: (progress: { done: number; total: number; tokens: number }) => void;
   signal?: AbortSignal;
@@ -168,8 +238,9 @@ export async function encodeFile(
   tokenizer: Tokenizer,
   path: string,
   onIds: (ids: Int32Array) => void | Promise<void>,
-  { onProgress, signal }: EncodeFileOptions = {},
+  { workers = 1, onProgress, signal }: EncodeFileOptions = {},
 ): Promise<{ bytes: number; tokens: number }> {
+  checkWorkers(workers);
   const files = openAll(path);
   try {
     const total = totalSize(files);
@@ -181,6 +252,15 @@ export async function encodeFile(
       if (ids.length > 0) await onIds(ids);
       onProgress?.({ done: bytes, total, tokens });
     };
+    if (workers > 1 && canCut(resolvePattern(tokenizer.pattern), tokenizer.specialTokens.keys())) {
+      using pool = new WorkerPool(workers, { kind: "encode", tokenizer: JSON.stringify(tokenizer) });
+      const take = async (ids: unknown, { start, end }: FilePart): Promise<void> => {
+        bytes += end - start;
+        await hand(ids as Int32Array);
+      };
+      await pool.run(partsOf(files), take, signal);
+      return { bytes, tokens };
+    }
     for (const chunk of chunksOf(files[0])) {
       signal?.throwIfAborted();
       bytes += chunk.length;
@@ -233,6 +313,31 @@ function* chunksOf({ path, descriptor }: OpenFile): Generator<Uint8Array, void, 
     const length = withPath(path, () => readSync(descriptor, buffer, 0, CHUNK, null));
     if (length === 0) return;
     yield buffer.subarray(0, length);
+  }
+}
+
+/** The files in parts of a few megabytes, cut where it changes nothing; longer where there is no such place. */
+function* partsOf(files: OpenFile[]): Generator<FilePart, void, undefined> {
+  const window = new Uint8Array(1 << 16);
+  for (const { path, descriptor } of files) {
+    const { size } = fstatSync(descriptor);
+    let start = 0;
+    // looks for a cut near the end of each part; where there is none, the part goes on
+    for (let end = PART; end < size; end += PART) {
+      const from = end - window.length;
+      const length = withPath(path, () => readSync(descriptor, window, 0, window.length, from));
+      const cut = lastCut(window.subarray(0, length), length);
+      if (cut < 0) continue;
+      yield { path, start, end: from + cut };
+      start = from + cut;
+    }
+    if (start < size) yield { path, start, end: size };
+  }
+}
+
+function checkWorkers(workers: number): void {
+  if (!Number.isInteger(workers) || workers < 1 || workers > 256) {
+    throw new TokenizerError(`workers is ${workers}: it must be a whole number from 1 to 256`);
   }
 }
 

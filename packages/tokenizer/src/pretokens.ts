@@ -5,7 +5,7 @@
  * input, and no string or object is made per piece.
  */
 import { TokenizerError } from "./errors.ts";
-import { type Sink, TextFeed } from "./feed.ts";
+import { PADDING, type Sink, TextFeed } from "./feed.ts";
 import { resolvePattern } from "./patterns.ts";
 import { SpecialMatcher } from "./special.ts";
 
@@ -47,9 +47,9 @@ export class PretokenCounter implements Sink {
   #longSize = 0;
   #arena = new Uint8Array(1 << 16);
   #arenaSize = 0;
-  /** Keys whose count went over SPILL, once for each time. */
-  #spilledShort: [w0: number, w1: number, w2: number][] = [];
-  #spilledLong: number[] = []; // offsets in the arena
+  /** What has been moved out of the tables, a multiple of SPILL: by the words of a short key, by the place of a long one. */
+  readonly #spilledShort = new Map<string, number>();
+  readonly #spilledLong = new Map<number, number>();
 
   /** Number of distinct pieces so far. */
   get size(): number {
@@ -71,7 +71,7 @@ export class PretokenCounter implements Sink {
       const end = ends[i];
       const length = end - start;
       if (length > SHORT) {
-        this.#addLong(bytes, view, start, length);
+        this.#addLong(bytes, view, start, length, 1);
         start = end;
         continue;
       }
@@ -86,7 +86,7 @@ export class PretokenCounter implements Sink {
           table[slot + 3] = total;
           if (total === SPILL) {
             table[slot + 3] = 0;
-            this.#spilledShort.push([w0, w1, w2]);
+            spill(this.#spilledShort, `${w0},${w1},${w2}`, SPILL);
           }
           break;
         }
@@ -104,7 +104,7 @@ export class PretokenCounter implements Sink {
     this.#shortSize += added;
   }
 
-  #addLong(bytes: Uint8Array, view: DataView, start: number, length: number): void {
+  #addLong(bytes: Uint8Array, view: DataView, start: number, length: number, count: number): void {
     const hash = hashBytes(view, start, length);
     const table = this.#long;
     const mask = table.length - 1;
@@ -116,18 +116,16 @@ export class PretokenCounter implements Sink {
       let i = 0;
       while (i < length && arena[offset + i] === bytes[start + i]) i++;
       if (i < length) continue;
-      const total = table[slot + 3] + 1;
-      table[slot + 3] = total;
-      if (total === SPILL) {
-        table[slot + 3] = 0;
-        this.#spilledLong.push(offset);
-      }
+      const total = table[slot + 3] + count;
+      table[slot + 3] = total % SPILL;
+      if (total >= SPILL) spill(this.#spilledLong, offset, total - (total % SPILL));
       return;
     }
     table[slot] = hash;
     table[slot + 1] = this.#arenaSize;
     table[slot + 2] = length;
-    table[slot + 3] = 1;
+    table[slot + 3] = count % SPILL;
+    if (count >= SPILL) spill(this.#spilledLong, this.#arenaSize, count - (count % SPILL));
     this.#longSize++;
     const size = this.#arenaSize + length;
     if (size > arena.length) {
@@ -151,6 +149,37 @@ export class PretokenCounter implements Sink {
     this.#short = rehash(table, this.#shortShift, (at) => hashWords(table[at], table[at + 1], table[at + 2]));
   }
 
+  /** Adds the counts of another text, or of another machine. */
+  add({ bytes, offsets, counts }: PretokenCounts): void {
+    const padded = new Uint8Array(bytes.length + PADDING);
+    padded.set(bytes);
+    const view = new DataView(padded.buffer);
+    for (let i = 0; i < counts.length; i++) {
+      const start = offsets[i];
+      const length = offsets[i + 1] - start;
+      if (length > SHORT) {
+        this.#addLong(padded, view, start, length, counts[i]);
+        continue;
+      }
+      if ((this.#shortSize + 1) * 2 > this.#short.length >> 2) this.#growShort();
+      const table = this.#short;
+      const w0 = view.getInt32(start, true) & MASK_0[length];
+      const w1 = view.getInt32(start + 4, true) & MASK_1[length];
+      const w2 = (view.getInt32(start + 8, true) & MASK_2[length]) | (length << 24);
+      let slot = (hashWords(w0, w1, w2) >>> this.#shortShift) << 2;
+      while (table[slot + 2] !== 0 && (table[slot + 2] !== w2 || table[slot] !== w0 || table[slot + 1] !== w1)) {
+        slot = (slot + 4) & (table.length - 1);
+      }
+      if (table[slot + 2] === 0) this.#shortSize++;
+      table[slot] = w0;
+      table[slot + 1] = w1;
+      table[slot + 2] = w2;
+      const total = table[slot + 3] + counts[i];
+      table[slot + 3] = total % SPILL;
+      if (total >= SPILL) spill(this.#spilledShort, `${w0},${w1},${w2}`, total - (total % SPILL));
+    }
+  }
+
   /** The counts so far. */
   counts(): PretokenCounts {
     const short = this.#short;
@@ -161,13 +190,7 @@ export class PretokenCounter implements Sink {
     const bytes = new Uint8Array(byteLength);
     const offsets = new Int32Array(this.size + 1);
     const counts = new Float64Array(this.size);
-    const spilledShort = new Map<string, number>();
-    for (const words of this.#spilledShort) {
-      const key = words.join();
-      spilledShort.set(key, (spilledShort.get(key) ?? 0) + SPILL);
-    }
-    const spilledLong = new Map<number, number>();
-    for (const offset of this.#spilledLong) spilledLong.set(offset, (spilledLong.get(offset) ?? 0) + SPILL);
+    const [spilledShort, spilledLong] = [this.#spilledShort, this.#spilledLong];
     let n = 0;
     let end = 0;
     for (let at = 0; at < short.length; at += 4) {
@@ -189,6 +212,10 @@ export class PretokenCounter implements Sink {
     }
     return { bytes, offsets, counts };
   }
+}
+
+function spill<Key>(spilled: Map<Key, number>, key: Key, count: number): void {
+  spilled.set(key, (spilled.get(key) ?? 0) + count);
 }
 
 /** Hash of a short key; the high bits are the good ones. */
@@ -253,9 +280,21 @@ export class PretokenStream {
     this.#feed.finish();
   }
 
+  /** Adds counts of texts that were counted elsewhere, by the same pattern and special tokens. */
+  add(counts: PretokenCounts): void {
+    this.#counter.add(counts);
+  }
+
   /** Ends the current text and returns the counts of all texts so far. */
   finish(): PretokenCounts {
     this.endText();
     return this.#counter.counts();
   }
+}
+
+/** The counts of all of these together. */
+export function mergeCounts(list: Iterable<PretokenCounts>): PretokenCounts {
+  const counter = new PretokenCounter();
+  for (const counts of list) counter.add(counts);
+  return counter.counts();
 }

@@ -8,6 +8,7 @@ import { TextFeed } from "./feed.ts";
 import { ContentHash } from "./hash.ts";
 import { optionsFromJson, parseJson, type TokenizerJson, vocabularyToJson } from "./json.ts";
 import { type Pattern, resolvePattern } from "./patterns.ts";
+import type { PretokenCounts } from "./pretokens.ts";
 import { SpecialMatcher } from "./special.ts";
 import { type TextChunk, type TrainOptions, TrainingRun } from "./training.ts";
 import { completeEnd } from "./unicode.ts";
@@ -84,6 +85,13 @@ export class Tokenizer {
     } else {
       for (const chunk of source) run.push(chunk);
     }
+    return new Tokenizer(run.finish());
+  }
+
+  /** Learns a vocabulary from counts, which must have been made with the pattern and the special tokens of the options. */
+  static trainFromCounts(counts: PretokenCounts, options: TrainOptions): Tokenizer {
+    const run = new TrainingRun(options);
+    run.addCounts(counts);
     return new Tokenizer(run.finish());
   }
 

@@ -108,6 +108,11 @@ export class TrainingRun {
     this.#options.onProgress?.({ phase: "count", done: this.#read, total: this.#total });
   }
 
+  /** Adds what has been counted elsewhere, by the same pattern and special tokens. */
+  addCounts(counts: PretokenCounts): void {
+    this.#stream.add(counts);
+  }
+
   /** Ends a text among several, a file: no token goes across. */
   endText(): void {
     this.#stream.endText();
