@@ -1,24 +1,47 @@
 /**
- * `bun run tokenizer`: trains byte-level BPE tokenizers, encodes text, decodes ids, and shows what a tokenizer knows.
- * Usage: bun run tokenizer train|encode|decode|info [--help]
+ * `bun run tokenizer`: trains byte-level BPE tokenizers, encodes text, decodes ids, counts, and converts formats.
+ * Usage: bun run tokenizer train|encode|decode|count|info|convert|count-shard|merge-counts [--help]
  */
-import { createReadStream, existsSync, statSync } from "node:fs";
-import { dirname, extname } from "node:path";
+import { existsSync } from "node:fs";
+import { extname } from "node:path";
 import { openDevice } from "@mantou/model";
-import { PATTERN_NAMES, type StreamingEncoder, type Tokenizer } from "@mantou/tokenizer";
-import { loadTokenizer, saveTokenizer, trainFromFiles } from "@mantou/tokenizer/files";
+import { TIES, Tokenizer, type TrainOptions } from "@mantou/tokenizer";
+import {
+  encodeFile,
+  loadTokenizer,
+  saveTokenizer,
+  TOKENIZER_FORMATS,
+  type TokenizerFormat,
+  trainFromFiles,
+} from "@mantou/tokenizer/files";
 import { z } from "zod";
-import { TokenFile, TokenWriter } from "../dataset.ts";
+import { TokenFile } from "../dataset.ts";
 import { UserError } from "../errors.ts";
 import { OutputFile } from "../output-file.ts";
-import { formatCount, formatTable } from "../terminal/format.ts";
+import { formatTable } from "../terminal/format.ts";
 import { ProgressBar } from "../terminal/progress.ts";
 import { runCommand, runSubcommand, type Subcommand } from "./command.ts";
 import { type Command, parseOptions } from "./options.ts";
-
-const usage = "bun run tokenizer";
-
-const tokenizerFlag = z.string().meta({ description: "a trained tokenizer, such as a run's", placeholder: "FILE" });
+import { countShard, countShardCommand, mergeCountFiles, mergeCountsCommand, readCounts } from "./tokenizer-counts.ts";
+import { encode, encodeCommand } from "./tokenizer-encode.ts";
+import {
+  ByteBar,
+  checkFile,
+  checkTarget,
+  checkText,
+  counting,
+  encodedChunks,
+  interruptible,
+  isRegular,
+  patternFlag,
+  print,
+  readInput,
+  specialTokensFlag,
+  tokenizerFlag,
+  turn,
+  usage,
+  workersFlag,
+} from "./tokenizer-input.ts";
 
 // ---- train ---------------------------------------------------------------------------------------------------------
 
@@ -28,14 +51,14 @@ const trainOptions = z.strictObject({
     .min(256)
     .default(4096)
     .meta({ description: "ids in all: 256 bytes, merges, special tokens; a small text may yield fewer" }),
-  specialTokens: z
-    .array(z.string().min(1))
-    .default(["<|endoftext|>"])
-    .meta({ description: "texts that are one token each; repeat the flag for several, --special-tokens= for none" }),
-  pattern: z
-    .string()
-    .default("gpt2")
-    .meta({ description: `how text is split first: ${PATTERN_NAMES.join(", ")}, or a regular expression` }),
+  specialTokens: specialTokensFlag,
+  pattern: patternFlag,
+  minFrequency: z.int().min(1).default(1).meta({ description: "pairs that occur less often are not merged" }),
+  ties: z
+    .enum(TIES as [string, ...string[]])
+    .default("bytes")
+    .meta({ description: "which of two equally frequent pairs comes first: the greater bytes, or the lower ids" }),
+  workers: workersFlag,
   out: z.string().min(1).meta({ description: "file to write, such as tokenizer.json", placeholder: "FILE" }),
 });
 
@@ -43,119 +66,62 @@ const trainCommand: Command<typeof trainOptions> = {
   usage: `${usage} train`,
   summary: "Trains a tokenizer on text files; an existing --out is replaced",
   options: trainOptions,
-  positionals: [{ name: "INPUT", description: "files of UTF-8 text", variadic: true }],
-  examples: [`${usage} train books.txt --vocab-size 4096 --out tokenizer.json`],
+  positionals: [
+    {
+      name: "INPUT",
+      description: "files of UTF-8 text, or of counts (see count-shard); default: standard input",
+      optional: true,
+      variadic: true,
+    },
+  ],
+  examples: [
+    `${usage} train books.txt --vocab-size 4096 --out tokenizer.json`,
+    `zstdcat corpus.zst | ${usage} train --vocab-size 32768 --pattern o200k --out tokenizer.json`,
+  ],
 };
 
 async function train(argv: string[]): Promise<void> {
   const { options, positionals } = parseOptions(trainCommand, argv);
-  const { vocabSize, specialTokens, pattern, out } = options;
-  positionals.forEach(checkText);
+  const { vocabSize, specialTokens, pattern, minFrequency, workers, out } = options;
+  const ties = options.ties as TrainOptions["ties"];
+  const isCounts = positionals.some((path) => extname(path) === ".counts");
+  positionals.forEach(isCounts ? checkFile : checkText);
   checkTarget(out);
-  const phases = { count: "counting words", merge: "merging" };
-  const bars = new Map<string, ProgressBar>();
-  const tokenizer = await interruptible((signal) =>
-    trainFromFiles(positionals, {
+  let counting: ByteBar | undefined;
+  let merging: ProgressBar | undefined;
+  const tokenizer = await interruptible(async (signal) => {
+    const settings: TrainOptions = {
       vocabSize,
       specialTokens,
       pattern,
+      minFrequency,
+      ties,
       signal,
-      onProgress({ phase, done, total = done }) {
-        const bar = bars.get(phase) ?? new ProgressBar({ total, label: phases[phase] });
-        bars.set(phase, bar);
-        bar.update(done, {});
-        if (done >= total) bar.finish();
+      onProgress({ phase, done, total }) {
+        if (phase === "count" && total !== undefined) {
+          counting ??= new ByteBar("counting words", total);
+          counting.update(done);
+        } else if (phase === "merge") {
+          if (merging === undefined) counting?.finish();
+          merging ??= new ProgressBar({ total: total ?? done, label: "merging" });
+          merging.update(done, {});
+        }
       },
-    }),
-  );
-  for (const bar of bars.values()) bar.finish();
+    };
+    if (isCounts) return trainFromCounts(positionals, settings);
+    if (positionals.length === 0) return Tokenizer.train(readInput(undefined), settings);
+    const threads = positionals.every(isRegular) ? workers : 1;
+    return trainFromFiles(positionals, { ...settings, workers: threads });
+  });
+  merging?.finish();
   saveTokenizer(tokenizer, out);
   console.log(`${out}: ${describe(tokenizer)}`);
 }
 
-// ---- encode --------------------------------------------------------------------------------------------------------
-
-const encodeOptions = z.strictObject({
-  tokenizer: tokenizerFlag,
-  out: z.string().optional().meta({
-    description: "token file to write, ending in .bin, with a .json beside it; default: ids as text on standard output",
-    placeholder: "FILE.bin",
-  }),
-});
-
-const encodeCommand: Command<typeof encodeOptions> = {
-  usage: `${usage} encode`,
-  summary: "Turns text into token ids",
-  options: encodeOptions,
-  positionals: [{ name: "INPUT", description: "UTF-8 text; default: standard input", optional: true }],
-  examples: [
-    `${usage} encode --tokenizer tokenizer.json books.txt --out books.bin`,
-    `echo "Once upon a time" | ${usage} encode --tokenizer tokenizer.json`,
-  ],
-};
-
-async function encode(argv: string[]): Promise<void> {
-  const { options, positionals } = parseOptions(encodeCommand, argv);
-  const { out } = options;
-  const [input] = positionals;
-  if (input !== undefined) checkText(input);
-  if (out !== undefined && extname(out) !== ".bin") {
-    throw new UserError(`--out ${out} does not end in .bin`, {
-      fix: `use --out ${out}.bin: it is known as tokens by it`,
-    });
-  }
-  if (out !== undefined) checkTarget(out);
-  const tokenizer = loadTokenizer(options.tokenizer);
-  const encoder = tokenizer.createEncoder();
-  if (out === undefined) {
-    let separator = "";
-    for await (const ids of encodedChunks(encoder, readInput(input))) {
-      await print(separator + ids.join(" "));
-      separator = " ";
-    }
-    await print("\n");
-    return;
-  }
-  const bar = new ProgressBar({ total: input === undefined ? 1 : statSync(input).size, label: "encoding" });
-  let bytes = 0;
-  const sidecar = await interruptible(async (signal) => {
-    using writer = new TokenWriter(out, { vocabSize: tokenizer.vocabSize, tokenizerHash: tokenizer.hash });
-    const counted = counting(readInput(input), (length) => {
-      signal.throwIfAborted();
-      bytes += length;
-      if (input !== undefined) bar.update(bytes, {});
-    });
-    for await (const ids of encodedChunks(encoder, counted)) writer.append(ids);
-    signal.throwIfAborted();
-    return writer.finish();
-  });
-  bar.finish();
-  const perToken = sidecar.count === 0 ? "" : ` (${(bytes / sidecar.count).toFixed(2)} bytes a token)`;
-  console.log(
-    `${out}: ${formatCount(sidecar.count)} tokens of ${formatCount(bytes)} bytes${perToken}, ${sidecar.dtype}`,
-  );
-}
-
-async function* encodedChunks(
-  encoder: StreamingEncoder,
-  chunks: AsyncIterable<Uint8Array>,
-): AsyncGenerator<Int32Array> {
-  for await (const chunk of chunks) {
-    const ids = encoder.push(chunk);
-    if (ids.length > 0) yield ids;
-  }
-  const ids = encoder.finish();
-  if (ids.length > 0) yield ids;
-}
-
-async function* counting(
-  chunks: AsyncIterable<Uint8Array>,
-  report: (length: number) => void,
-): AsyncGenerator<Uint8Array> {
-  for await (const chunk of chunks) {
-    report(chunk.length);
-    yield chunk;
-  }
+/** Counts say themselves how their text was split. */
+function trainFromCounts(paths: string[], settings: TrainOptions): Tokenizer {
+  const { counts, about } = readCounts(paths);
+  return Tokenizer.trainFromCounts(counts, { ...settings, ...about });
 }
 
 // ---- decode --------------------------------------------------------------------------------------------------------
@@ -239,6 +205,94 @@ async function* readIds(chunks: AsyncIterable<Uint8Array>): AsyncGenerator<Itera
   yield parse(rest + decoder.decode());
 }
 
+// ---- count ---------------------------------------------------------------------------------------------------------
+
+const countOptions = z.strictObject({ tokenizer: tokenizerFlag, workers: workersFlag });
+
+const countCommand: Command<typeof countOptions> = {
+  usage: `${usage} count`,
+  summary: "Counts the tokens of texts, without keeping them",
+  options: countOptions,
+  positionals: [{ name: "INPUT", description: "UTF-8 texts; default: standard input", optional: true, variadic: true }],
+  examples: [
+    `${usage} count --tokenizer tokenizer.json *.md`,
+    `cat prompt.txt | ${usage} count --tokenizer tokenizer.json`,
+  ],
+};
+
+async function count(argv: string[]): Promise<void> {
+  const { options, positionals } = parseOptions(countCommand, argv);
+  positionals.forEach(checkFile);
+  const tokenizer = loadTokenizer(options.tokenizer);
+  if (positionals.length === 0) {
+    let tokens = 0;
+    for await (const ids of encodedChunks(tokenizer.createEncoder(), readInput(undefined))) tokens += ids.length;
+    console.log(String(tokens));
+    return;
+  }
+  const rows = [["file", "tokens", "bytes", "bytes/token"]];
+  const row = (name: string, tokens: number, bytes: number): void => {
+    rows.push([name, String(tokens), String(bytes), tokens === 0 ? "" : (bytes / tokens).toFixed(2)]);
+  };
+  let [allTokens, allBytes] = [0, 0];
+  for (const path of positionals) {
+    const { tokens, bytes } = await interruptible((signal) =>
+      encodeFile(tokenizer, path, () => undefined, { workers: isRegular(path) ? options.workers : 1, signal }),
+    );
+    row(path, tokens, bytes);
+    allTokens += tokens;
+    allBytes += bytes;
+  }
+  if (positionals.length > 1) row("all", allTokens, allBytes);
+  console.log(formatTable(rows));
+}
+
+// ---- convert -------------------------------------------------------------------------------------------------------
+
+const convertOptions = z.strictObject({
+  out: z.string().min(1).meta({ description: "file to write; for gpt2 a directory", placeholder: "PATH" }),
+  to: z
+    .enum(TOKENIZER_FORMATS as [string, ...string[]])
+    .meta({ description: "ours, Hugging Face's tokenizer.json, tiktoken's ranks, GPT-2's vocab.json and merges.txt" }),
+  pattern: z
+    .string()
+    .optional()
+    .meta({ description: "of an input that does not say it: tiktoken's ranks, GPT-2's directory; default gpt2" }),
+  specialTokens: z
+    .array(z.string().regex(/^[^]+=\d+$/, "must be TEXT=ID"))
+    .default([])
+    .meta({ description: "of an input that does not say them, each as TEXT=ID; repeat the flag for several" }),
+});
+
+const convertCommand: Command<typeof convertOptions> = {
+  usage: `${usage} convert`,
+  summary: "Writes a tokenizer in another format",
+  options: convertOptions,
+  positionals: [{ name: "INPUT", description: "a tokenizer in any of the formats, known by its content" }],
+  examples: [
+    `${usage} convert runs/tiny/tokenizer.json --to huggingface --out tokenizer.json`,
+    `${usage} convert cl100k_base.tiktoken --pattern cl100k --special-tokens "<|endoftext|>=100257" --to mantou --out cl100k.json`,
+  ],
+};
+
+function convert(argv: string[]): void {
+  const { options, positionals } = parseOptions(convertCommand, argv);
+  const { out, pattern } = options;
+  const [input] = positionals;
+  const to = options.to as TokenizerFormat;
+  if (!existsSync(input)) throw new UserError(`${input} does not exist`, { fix: "check the path" });
+  if (to !== "gpt2") checkTarget(out);
+  const specialTokens = Object.fromEntries(
+    options.specialTokens.map((entry) => {
+      const at = entry.lastIndexOf("=");
+      return [entry.slice(0, at), Number(entry.slice(at + 1))];
+    }),
+  );
+  const tokenizer = loadTokenizer(input, { pattern, specialTokens });
+  saveTokenizer(tokenizer, out, to);
+  console.log(`${out}: ${describe(tokenizer)}`);
+}
+
 // ---- info ----------------------------------------------------------------------------------------------------------
 
 const infoOptions = z.strictObject({ tokenizer: tokenizerFlag });
@@ -287,60 +341,15 @@ function describe(tokenizer: Tokenizer): string {
   return `${vocabSize} ids (256 bytes, ${merges.length} merges, ${specials}), hash ${hash}`;
 }
 
-/** Refuses an input that cannot be read before anything is written. */
-function checkFile(path: string): void {
-  if (!existsSync(path)) throw new UserError(`${path} does not exist`, { fix: "check the path" });
-  if (statSync(path).isDirectory()) throw new UserError(`${path} is a directory`, { fix: "give a file" });
-}
-
-function checkText(path: string): void {
-  checkFile(path);
-  const status = statSync(path);
-  if (status.isFile() && status.size === 0) throw new UserError(`${path} is empty`, { fix: "give a file with text" });
-}
-
-/** Refuses an output that would fail after all the work. */
-function checkTarget(path: string): void {
-  if (existsSync(path) && statSync(path).isDirectory()) {
-    throw new UserError(`--out ${path} is a directory`, { fix: `give a file in it: --out ${path}/NAME` });
-  }
-  if (!existsSync(dirname(path))) {
-    throw new UserError(`--out ${path}: there is no directory ${dirname(path)}`, { fix: "make it first" });
-  }
-}
-
-/** The bytes of a file, or of standard input. */
-function readInput(path: string | undefined): AsyncIterable<Uint8Array> {
-  return path === undefined ? Bun.stdin.stream() : createReadStream(path, { highWaterMark: 1 << 20 });
-}
-
-/** Writes to standard output as fast as its reader reads. */
-async function print(chunk: string | Uint8Array): Promise<void> {
-  if (!process.stdout.write(chunk)) await new Promise<void>((resolve) => process.stdout.once("drain", resolve));
-}
-
-/** Work that Ctrl-C or SIGTERM ends in an orderly way: what it was writing is removed. */
-async function interruptible<T>(work: (signal: AbortSignal) => Promise<T>): Promise<T> {
-  const stop = new AbortController();
-  const onSignal = () => stop.abort(new UserError("interrupted; nothing was written", { exitCode: 1 }));
-  process.on("SIGINT", onSignal).on("SIGTERM", onSignal);
-  try {
-    return await work(stop.signal);
-  } finally {
-    process.off("SIGINT", onSignal).off("SIGTERM", onSignal);
-  }
-}
-
-/** Lets signals be heard. */
-function turn(): Promise<void> {
-  return new Promise((resolve) => setImmediate(resolve));
-}
-
 const subcommands: Record<string, Subcommand> = {
   train: { command: trainCommand, run: train },
   encode: { command: encodeCommand, run: encode },
   decode: { command: decodeCommand, run: decode },
+  count: { command: countCommand, run: count },
   info: { command: infoCommand, run: info },
+  convert: { command: convertCommand, run: convert },
+  "count-shard": { command: countShardCommand, run: countShard },
+  "merge-counts": { command: mergeCountsCommand, run: mergeCountFiles },
 };
 
 await runCommand((argv) => runSubcommand(usage, "Trains tokenizers and applies them to text", subcommands, argv));
