@@ -33,7 +33,7 @@ extern "C" {
 #ifndef MANTOU_API
 #define MANTOU_API __attribute__((visibility("default")))
 #endif
-#define MANTOU_ABI_VERSION 3
+#define MANTOU_ABI_VERSION 4
 
 enum mantou_status {
   MANTOU_OK = 0,
@@ -108,6 +108,12 @@ MANTOU_API int32_t mantou_stream_wait(mantou_context* context, int32_t waiting, 
 
 /* Returns when everything queued is done; reports errors that happened on the way. */
 MANTOU_API int32_t mantou_synchronize(mantou_context* context);
+
+/* Marks this point of the compute stream as mark `mark`, 0 or 1, in place of where it was before. */
+MANTOU_API int32_t mantou_mark(mantou_context* context, int32_t mark);
+
+/* Returns when what was queued on the compute stream before the mark is done; at once if it was never set. */
+MANTOU_API int32_t mantou_wait_for_mark(mantou_context* context, int32_t mark);
 
 /* Between begin and end, work queued on the compute stream is recorded with its pointers and sizes instead of being
  * done; `graph` (host) receives the record. Nothing may be allocated or waited for in between, and copies must be

@@ -134,6 +134,18 @@ int32_t mantou_synchronize(mantou_context* context) {
   return MANTOU_OK;
 }
 
+int32_t mantou_mark(mantou_context* context, int32_t mark) {
+  CHECK_NOT_NULL(context);
+  CHECK(mark == 0 || mark == 1, "%s: mark is %d; it must be 0 or 1", __func__, mark);
+  return MANTOU_OK;
+}
+
+int32_t mantou_wait_for_mark(mantou_context* context, int32_t mark) {
+  CHECK_NOT_NULL(context);
+  CHECK(mark == 0 || mark == 1, "%s: mark is %d; it must be 0 or 1", __func__, mark);
+  return MANTOU_OK;
+}
+
 // ---- capture -----------------------------------------------------------------------------------------------------
 
 // An operation is done when its call returns: there is nothing to record.

@@ -1,11 +1,12 @@
 /** The training loop from inside: gradient accumulation, runs that diverge. */
 import { describe, expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
-import type { TransformerLM } from "@mantou/model";
+import { type Device, type TransformerLM, openDevice } from "@mantou/model";
 import { UserError } from "../../packages/train/src/errors.ts";
-import { readMetrics } from "../../packages/train/src/metrics.ts";
+import { MACHINE_FIELDS, type StepMetrics, readMetrics } from "../../packages/train/src/metrics.ts";
 import type { TrainerEvents } from "../../packages/train/src/trainer.ts";
 import type { TokenSource } from "../../packages/train/src/dataset.ts";
+import { queueing } from "../support/queueing.ts";
 import { patternTokens, smallConfig, trainSmall } from "./support/training.ts";
 
 async function refusal(act: () => Promise<unknown>): Promise<UserError> {
@@ -16,6 +17,19 @@ async function refusal(act: () => Promise<unknown>): Promise<UserError> {
     throw error;
   }
   throw new Error("nothing was refused");
+}
+
+/** Data in which a batch, whenever it is read, is noise. */
+function noisyAt(call: number): TokenSource {
+  const tokens = patternTokens(4000);
+  let calls = 0;
+  return {
+    count: tokens.count,
+    gather(starts, length, target) {
+      tokens.gather(starts, length, target);
+      if (++calls === call) for (let i = 0; i < target.length; i++) target[i] = (i * 89) % 257;
+    },
+  };
 }
 
 describe("gradient accumulation", () => {
@@ -104,19 +118,6 @@ describe("divergence", () => {
     expect((await trainSmall({ config, directory: again.run })).weights).toEqual(weights);
   });
 
-  /** Data in which a batch, whenever it is read, is noise. */
-  function noisyAt(call: number): TokenSource {
-    const tokens = patternTokens(4000);
-    let calls = 0;
-    return {
-      count: tokens.count,
-      gather(starts, length, target) {
-        tokens.gather(starts, length, target);
-        if (++calls === call) for (let i = 0; i < target.length; i++) target[i] = (i * 89) % 257;
-      },
-    };
-  }
-
   test("a spike beyond the threshold counts, a smaller one does not", async () => {
     const error = await refusal(() => trainSmall({ config: smallConfig({ lossSpike: 0.5 }), data: noisyAt(15) }));
     expect(error.message).toMatch(/^step 15 diverged: the loss is \d+\.\d+, the mean of the steps before it \d+\.\d+;/);
@@ -138,5 +139,57 @@ describe("divergence", () => {
       trainSmall({ config: smallConfig({ onDivergence: "skip", checkpointInterval: 0 }), events }),
     );
     expect(error.message).toContain("first in the weight ln_final.weight, element 0: NaN (16 of 16");
+  });
+});
+
+describe("on a device that works while the host goes on", () => {
+  /** What training on it gives must be what training on the CPU gives. */
+  const onQueue = async <T>(copies: "late" | "early", act: (on: Device) => Promise<T>): Promise<T> => {
+    using on = openDevice("cpu", { threads: 1 });
+    queueing(on, copies);
+    return await act(on);
+  };
+  /** Metrics but for those of the machine. */
+  const sameOnAnyMachine = (history: StepMetrics[]) =>
+    history.map((metrics) => Object.fromEntries(Object.entries(metrics).filter(([key]) => !isOfTheMachine(key))));
+  const isOfTheMachine = (key: string) => (MACHINE_FIELDS as readonly string[]).includes(key);
+
+  for (const copies of ["late", "early"] as const) {
+    test(`the same metrics and weights, copying as ${copies} as it may`, async () => {
+      const config = smallConfig({ microBatchSize: 4, sampleInterval: 4, checkpointInterval: 6 });
+      const expected = await trainSmall({ config });
+      const { weights, history, run } = await onQueue(copies, (on) => trainSmall({ config, on }));
+      expect(weights).toEqual(expected.weights);
+      expect(sameOnAnyMachine(history)).toEqual(sameOnAnyMachine(expected.history));
+      expect(readFileSync(run.samples, "utf8")).toBe(readFileSync(expected.run.samples, "utf8"));
+    });
+  }
+
+  test("goes on after a stop to the last bit", async () => {
+    const config = smallConfig();
+    const reference = await trainSmall({ config });
+    const events = (_: unknown, stop: AbortController): TrainerEvents => ({
+      onStep: ({ step }) => {
+        if (step === 7) stop.abort();
+      },
+    });
+    const { run, step } = await onQueue("late", (on) => trainSmall({ config, events, on }));
+    // The step after the seventh was underway when the seventh was told of.
+    expect(step).toBe(8);
+    const { weights } = await onQueue("early", (on) => trainSmall({ config, directory: run, on }));
+    expect(weights).toEqual(reference.weights);
+  });
+
+  test("a step that diverges is told of as on the CPU, though the next one is underway, and skipped to the same bits", async () => {
+    const config = smallConfig({ lossSpike: 0.5 });
+    const expected = await refusal(() => trainSmall({ config, data: noisyAt(14) }));
+    const error = await onQueue("late", (on) => refusal(() => trainSmall({ config, data: noisyAt(14), on })));
+    expect(expected.message).toMatch(/^step 14 diverged/);
+    expect(error.message.replaceAll(/in \S+$/g, "")).toBe(expected.message.replaceAll(/in \S+$/g, ""));
+    const skipping = smallConfig({ lossSpike: 0.5, onDivergence: "skip" });
+    const skipped = await trainSmall({ config: skipping, data: noisyAt(14) });
+    const again = await onQueue("early", (on) => trainSmall({ config: skipping, data: noisyAt(14), on }));
+    expect(again.weights).toEqual(skipped.weights);
+    expect(sameOnAnyMachine(again.history)).toEqual(sameOnAnyMachine(skipped.history));
   });
 });

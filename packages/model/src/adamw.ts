@@ -26,10 +26,12 @@ export class AdamW implements Disposable {
   /** Moving averages of the gradient and of its square, laid out as the parameters. */
   readonly firstMoments: Tensor;
   readonly secondMoments: Tensor;
+  /** float32 [3] on the device: learning rate, 1 − β₁ᵗ, 1 − β₂ᵗ of the step that comes. */
+  readonly scalars: Tensor;
+  /** float32 [2]: norm of the gradients and what they were scaled by, of the step before. */
+  readonly norm: Tensor;
   /** Steps taken so far: t of the bias correction. */
   stepCount = 0;
-  #scalars: Tensor;
-  #norm: Tensor;
   #workspace: Tensor;
   #ranges: { count: number; ends: Slice; decays: Tensor };
 
@@ -52,8 +54,8 @@ export class AdamW implements Disposable {
     const { device, values, gradients } = this.store;
     this.firstMoments = Tensor.zeros(device, values.shape, "float32", "moments");
     this.secondMoments = Tensor.zeros(device, values.shape, "float32", "moments");
-    this.#scalars = Tensor.zeros(device, [3]);
-    this.#norm = Tensor.zeros(device, [2]);
+    this.scalars = Tensor.zeros(device, [3]);
+    this.norm = Tensor.zeros(device, [2]);
     const bytes = device.size("mantou_gradient_norm_workspace", gradients.count);
     this.#workspace = Tensor.zeros(device, [Math.ceil(bytes / 4)], "float32", "workspace");
     this.#ranges = this.#decayRanges(options.decays ?? (() => true));
@@ -62,22 +64,39 @@ export class AdamW implements Disposable {
   /** Global L2 norm of all gradients, as it was before they were scaled to at most `maxNorm`, in place. */
   clipGradients(maxNorm: number): number {
     if (!(maxNorm > 0)) throw new RangeError(`maxNorm must be positive, not ${maxNorm}`);
-    gradientNorm(this.#norm, this.store.gradients, maxNorm, this.#workspace);
-    const [norm, factor] = this.#norm.toFloat32Array() as unknown as [number, number];
-    if (factor !== 1) scale(this.store.gradients, this.#norm.view([1], 1));
+    gradientNorm(this.norm, this.store.gradients, maxNorm, this.#workspace);
+    const [norm, factor] = this.norm.toFloat32Array() as unknown as [number, number];
+    if (factor !== 1) scale(this.store.gradients, this.norm.view([1], 1));
     return norm;
   }
 
   /** One step with learning rate `lr`, using and keeping the gradients. */
   step(lr: number): void {
-    this.#step(lr, null);
+    this.scalars.upload(this.nextScalars(lr));
+    this.#update(null);
   }
 
   /** clipGradients and step in one: the gradients are scaled as they are read. Returns the norm before clipping. */
   clipAndStep(lr: number, maxNorm: number): number {
-    gradientNorm(this.#norm, this.store.gradients, maxNorm, this.#workspace);
-    this.#step(lr, this.#norm.view([1], 1));
-    return this.#norm.toFloat32Array()[0]!;
+    this.scalars.upload(this.nextScalars(lr));
+    this.queueStep(maxNorm);
+    return this.norm.toFloat32Array()[0]!;
+  }
+
+  /**
+   * Counts one step more and gives what `scalars` must hold when it is done: the learning rate and the bias corrections.
+   */
+  nextScalars(lr: number): Float32Array {
+    if (!Number.isFinite(lr)) throw new RangeError(`lr must be a finite number, not ${lr}`);
+    this.stepCount++;
+    const [beta1, beta2] = this.betas;
+    return Float32Array.of(lr, 1 - beta1 ** this.stepCount, 1 - beta2 ** this.stepCount);
+  }
+
+  /** The device's part of `clipAndStep`, without waiting: leaves the norm in `norm`. */
+  queueStep(maxNorm: number): void {
+    gradientNorm(this.norm, this.store.gradients, maxNorm, this.#workspace);
+    this.#update(this.norm.view([1], 1));
   }
 
   zeroGrad(): void {
@@ -86,22 +105,18 @@ export class AdamW implements Disposable {
 
   [Symbol.dispose](): void {
     const { ends, decays } = this.#ranges;
-    for (const tensor of [this.firstMoments, this.secondMoments, this.#scalars, this.#norm, this.#workspace, decays]) {
+    for (const tensor of [this.firstMoments, this.secondMoments, this.scalars, this.norm, this.#workspace, decays]) {
       tensor[Symbol.dispose]();
     }
     ends.memory[Symbol.dispose]();
   }
 
-  #step(lr: number, factor: Tensor | null): void {
-    if (!Number.isFinite(lr)) throw new RangeError(`lr must be a finite number, not ${lr}`);
-    this.stepCount++;
+  #update(factor: Tensor | null): void {
     const [beta1, beta2] = this.betas;
-    const corrections = [1 - beta1 ** this.stepCount, 1 - beta2 ** this.stepCount];
-    this.#scalars.upload(Float32Array.of(lr, ...corrections));
     const { device, values, weights, gradients, dtype } = this.store;
     const master = weights === values ? null : values;
     const { count, ends, decays } = this.#ranges;
-    const state = [gradients, this.firstMoments, this.secondMoments, this.#scalars, factor] as const;
+    const state = [gradients, this.firstMoments, this.secondMoments, this.scalars, factor] as const;
     const constants = [beta1, beta2, this.eps, count, ends, decays] as const;
     device.run("mantou_adamw", dtype, values.count, weights, master, ...state, ...constants);
   }

@@ -2,7 +2,8 @@
  * A device: one loaded backend with its threads and memory. Everything native happens through one.
  */
 import { buildCpuLibrary } from "./build.ts";
-import { type CallArguments, type MappedFile, type Memory, Native, NativeError } from "./native.ts";
+import { type CallArguments, type Graph, type HostMemory, type MappedFile, type Memory } from "./native.ts";
+import { Native, NativeError } from "./native.ts";
 import { MemoryAccount, type MemoryKind } from "./memory.ts";
 import type { SymbolName } from "./symbols.ts";
 
@@ -42,6 +43,11 @@ export class Device implements Disposable {
     return this.#native.describe();
   }
 
+  /** Whether it works on what was queued while the host goes on. */
+  get isAsynchronous(): boolean {
+    return this.name !== "cpu";
+  }
+
   /** The precision that this device is best at, and why. */
   get preferredPrecision(): { precision: Precision; reason: string } {
     const { type, reason } = this.#native.preferredType();
@@ -65,6 +71,24 @@ export class Device implements Disposable {
     return memory;
   }
 
+  /** Host memory for asynchronous copies (`mantou_copy_async`). */
+  allocateHost(bytes: number): HostMemory {
+    return this.#native.allocateHost(bytes);
+  }
+
+  /**
+   * Captures the operations that `body` runs, for `replay`. They must not allocate, wait or copy synchronously.
+   * @returns undefined where the backend does everything at once; `body` was not called then
+   */
+  capture(body: () => void): Graph | undefined {
+    return this.#native.capture(body);
+  }
+
+  /** Runs what was captured, on the same memory. */
+  replay(graph: Graph): void {
+    this.run("mantou_graph_replay", graph);
+  }
+
   /** Maps a file read-only. @throws NativeError naming the path */
   mapFile(path: string): MappedFile {
     return this.#native.mapFile(path);
@@ -72,7 +96,7 @@ export class Device implements Disposable {
 
   /** Waits for everything that was queued. */
   synchronize(): void {
-    this.#native.call("mantou_synchronize");
+    this.run("mantou_synchronize");
   }
 
   [Symbol.dispose](): void {

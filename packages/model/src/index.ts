@@ -25,5 +25,6 @@ export { type RopeSettings, ropeFrequencies, ropeTable } from "./rope.ts";
 export { type SamplingOptions, sampleToken } from "./sampling.ts";
 export { SafetensorsError, SafetensorsFile, type TensorEntry } from "./safetensors.ts";
 export { safetensorsChunks, writeAtomically } from "./safetensors.ts";
+export { type StepResult, Stepper, type StepperOptions } from "./stepper.ts";
 export { type DType, type FloatType, type NdArray, Tensor, elementCount } from "./tensor.ts";
 export { TransformerLM, type TransformerOptions, parameterGroups } from "./transformer.ts";

@@ -3,16 +3,18 @@
  * allocation) and pass `{ memory, byteOffset }`, or typed arrays, which are handed over for the length of one call and
  * never as an address (their bytes may move between calls).
  */
-import { dlopen } from "bun:ffi";
+import { type Pointer, dlopen, toArrayBuffer } from "bun:ffi";
 import { type Kind, type SymbolName, symbols } from "./symbols.ts";
 
-const ABI_VERSION = 3;
+const ABI_VERSION = 4;
 
 /** Turns of libgomp's waiting loop, 20–50 ns each. */
 const SPIN_COUNT = "1000";
 
 /** MANTOU_OUT_OF_MEMORY */
 export const OUT_OF_MEMORY = 2;
+/** MANTOU_UNSUPPORTED */
+const UNSUPPORTED = 3;
 
 /** A native call failed; the message is the library's own. */
 export class NativeError extends Error {
@@ -34,7 +36,7 @@ export interface Slice {
 
 export type HostArray = Float32Array | Float64Array | Int32Array | BigInt64Array | Uint8Array | Uint16Array;
 
-type ArgumentOf<K extends Kind> = K extends "pointer" ? Slice | HostArray | MappedFile | null : number;
+type ArgumentOf<K extends Kind> = K extends "pointer" ? Slice | HostArray | MappedFile | Graph | null : number;
 type WithoutContext<K extends readonly Kind[]> = K extends readonly ["context", ...infer Rest] ? Rest : K;
 type ArgumentsOf<K> = K extends readonly [infer First extends Kind, ...infer Rest]
   ? [ArgumentOf<First>, ...ArgumentsOf<Rest>]
@@ -51,6 +53,7 @@ type RawFunction = (...args: unknown[]) => unknown;
 // Set by the classes below: how this module, and it alone, reads their addresses.
 let addressOf: (value: Memory | MappedFile) => number;
 let fileAddress: (value: MappedFile) => number;
+let graphAddress: (value: Graph) => number;
 
 /** One loaded library with one context (a device, its streams and threads). */
 export class Native implements Disposable {
@@ -117,6 +120,46 @@ export class Native implements Disposable {
     });
     this.#owned.add(memory);
     return memory;
+  }
+
+  /** Host memory that copies fast and asynchronously, freed with the context at the latest. */
+  allocateHost(bytes: number): HostMemory {
+    if (!Number.isSafeInteger(bytes) || bytes <= 0) throw new RangeError(`cannot allocate ${bytes} bytes`);
+    const place = new BigUint64Array(new ArrayBuffer(8));
+    this.#check(this.#functions.mantou_malloc_host(this.#live("mantou_malloc_host"), bytes, place));
+    const address = Number(place[0]);
+    const memory: HostMemory = new HostMemory(this, address, bytes, () => {
+      this.#owned.delete(memory);
+      this.#check(this.#functions.mantou_free_host(this.#context, address));
+    });
+    this.#owned.add(memory);
+    return memory;
+  }
+
+  /**
+   * Captures what `body` queues on the compute stream, instead of doing it.
+   * @returns undefined where the backend does everything at once; `body` was not called then
+   */
+  capture(body: () => void): Graph | undefined {
+    const context = this.#live("mantou_capture_begin");
+    const status = this.#functions.mantou_capture_begin(context);
+    if (status === UNSUPPORTED) return undefined;
+    this.#check(status);
+    const place = new BigUint64Array(new ArrayBuffer(8));
+    let ended: unknown;
+    try {
+      body();
+    } finally {
+      ended = this.#functions.mantou_capture_end(context, place);
+    }
+    this.#check(ended);
+    const address = Number(place[0]);
+    const graph: Graph = new Graph(address, () => {
+      this.#owned.delete(graph);
+      this.#check(this.#functions.mantou_graph_destroy(this.#context, address));
+    });
+    this.#owned.add(graph);
+    return graph;
   }
 
   /** A stand-in of that size for planning, with nothing behind it: no call takes it. */
@@ -212,6 +255,7 @@ function convert(name: string, index: number, kind: Kind, value: unknown): unkno
       return value.byteLength > 0 ? value : null;
     }
     if (value instanceof MappedFile) return fileAddress(value);
+    if (value instanceof Graph) return graphAddress(value);
     const slice = value as Slice | undefined;
     if (slice?.memory instanceof Memory) {
       const offset = slice.byteOffset;
@@ -251,6 +295,64 @@ export class Memory implements Disposable {
     readonly bytes: number,
     free: () => void,
   ) {
+    this.#address = address;
+    this.#free = free;
+  }
+
+  [Symbol.dispose](): void {
+    const free = this.#free;
+    this.#free = undefined;
+    free?.();
+  }
+}
+
+/**
+ * Host memory at a fixed address, for asynchronous copies: what is copied from it must not be written, and what is copied
+ * into it not be read, before the copy is done.
+ */
+export class HostMemory extends Memory {
+  #bytes: Uint8Array | undefined;
+
+  /** Made by `Native.allocateHost` alone. */
+  constructor(native: Native, address: number, bytes: number, free: () => void) {
+    super(native, address, bytes, free);
+    this.#bytes = new Uint8Array(toArrayBuffer(address as Pointer, 0, bytes));
+  }
+
+  write(data: Float32Array | Int32Array, byteOffset = 0): void {
+    this.#live().set(new Uint8Array(data.buffer, data.byteOffset, data.byteLength), byteOffset);
+  }
+
+  float32(byteOffset: number): number {
+    const bytes = this.#live();
+    return new DataView(bytes.buffer, bytes.byteOffset).getFloat32(byteOffset, true);
+  }
+
+  #live(): Uint8Array {
+    if (!this.#bytes) throw new NativeError("native memory was used after it was freed", 0);
+    return this.#bytes;
+  }
+
+  override [Symbol.dispose](): void {
+    this.#bytes = undefined;
+    super[Symbol.dispose]();
+  }
+}
+
+/** Captured work, freed by `using` or dispose. */
+export class Graph implements Disposable {
+  #address: number;
+  #free: (() => void) | undefined;
+
+  static {
+    graphAddress = (graph) => {
+      if (!graph.#free) throw new NativeError("a graph was used after it was freed", 0);
+      return graph.#address;
+    };
+  }
+
+  /** Made by `Native.capture` alone. */
+  constructor(address: number, free: () => void) {
     this.#address = address;
     this.#free = free;
   }

@@ -32,6 +32,8 @@ export const symbols = {
   mantou_fill: status("context", P, "i32", I),
   mantou_stream_wait: status("context", "i32", "i32"),
   mantou_synchronize: status("context"),
+  mantou_mark: status("context", "i32"),
+  mantou_wait_for_mark: status("context", "i32"),
   mantou_capture_begin: status("context"),
   mantou_capture_end: status("context", P),
   mantou_graph_replay: status("context", P),

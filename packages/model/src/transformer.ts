@@ -205,7 +205,28 @@ export class TransformerLM implements Disposable {
     const [tokens, targetTokens] = [step.tokens.view([rows]), step.targets.view([rows])];
     tokens.upload(inputs);
     targetTokens.upload(targets);
+    const loss = this.#compute(step, tokens, targetTokens, length, gradientScale);
+    const value = new Float32Array(new ArrayBuffer(4));
+    loss.download(value);
+    return value[0]!;
+  }
 
+  /**
+   * The device's part of `lossAndGradients`, without waiting: on the tokens that lie in `tokens` and `targets` when it is
+   * done, whole batches of whole contexts. @returns where the loss will be
+   */
+  queueLossAndGradients(gradientScale: number): Tensor {
+    const { tokens, targets } = this.batch;
+    return this.#compute(this.#step!, tokens, targets, this.config.contextLength, gradientScale);
+  }
+
+  /** Where a whole batch's tokens lie on the device, int32 [batchSize · contextLength] each. */
+  get batch(): { tokens: Tensor; targets: Tensor } {
+    this.prepare();
+    return this.#step!;
+  }
+
+  #compute(step: Step, tokens: Tensor, targetTokens: Tensor, length: number, gradientScale: number): Tensor {
     let x: Residual = { stream: step.embedding.forward(tokens), update: null };
     for (const block of step.blocks) x = block.forward(x, length);
     const features = step.lnFinal ? step.lnFinal.forward(x.stream, x.update).output : x.stream;
@@ -215,9 +236,7 @@ export class TransformerLM implements Disposable {
       for (const block of step.blocks.toReversed()) d = block.backward(d, length);
       step.embedding.backward(d, tokens);
     }
-    const value = new Float32Array(new ArrayBuffer(4));
-    loss.download(value);
-    return value[0]!;
+    return loss;
   }
 
   /**

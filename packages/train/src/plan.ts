@@ -2,7 +2,7 @@
  * What a run needs, before it starts: memory by kind, parameters, arithmetic, tokens. The memory is counted by building
  * the model and the optimizer on a planning device, so what allocates and what counts is the same code.
  */
-import { Decoder, type MemoryKind, type NativeError, TransformerLM, openPlanningDevice } from "@mantou/model";
+import { Decoder, type MemoryKind, type NativeError, Stepper, TransformerLM, openPlanningDevice } from "@mantou/model";
 import { snapshotBytes } from "./checkpoint.ts";
 import type { SettledConfig } from "./config.ts";
 import { UserError } from "./errors.ts";
@@ -33,6 +33,8 @@ export function planTraining(config: SettledConfig): Plan {
   using model = new TransformerLM(modelConfig(config), { device, ...modelOptions(config) });
   model.prepare();
   using optimizer = createOptimizer(model, config);
+  const stepping = { parts: config.batchSize / config.microBatchSize, maxNorm: config.clipNorm };
+  using _stepper = device.isAsynchronous ? new Stepper(model, optimizer, stepping) : null;
   // A sample on the way reads half a context at once when the context is full.
   using decoder = new Decoder(model);
   decoder.forward(new Int32Array(Math.max(1, Math.floor(config.model.contextLength / 2))));

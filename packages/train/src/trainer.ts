@@ -5,7 +5,7 @@
  */
 import { mkdirSync } from "node:fs";
 import { join } from "node:path";
-import { AdamW, type TransformerLM, deriveSeed, generate } from "@mantou/model";
+import { AdamW, Stepper, type TransformerLM, deriveSeed, generate } from "@mantou/model";
 import type { Tokenizer } from "@mantou/tokenizer";
 import { checkpointName, loadCheckpoint, loadNewest, pruneCheckpoints } from "./checkpoint.ts";
 import { CheckpointWriter } from "./checkpoint-writer.ts";
@@ -157,36 +157,24 @@ export async function train(
   // There must be something to go back to.
   if (begun === undefined && config.onDivergence === "skip") await checkpoint(0);
 
+  // A GPU works on one step while the next is prepared; its loss is known one step late. The CPU has no time to share.
+  using stepper = model.device.isAsynchronous
+    ? new Stepper(model, optimizer, { parts: accumulation, maxNorm: clipNorm })
+    : null;
   let step = saved;
-  while (step < steps && !signal?.aborted) {
-    if (skips.has(step + 1)) {
-      step++;
-      continue;
-    }
-    const started = performance.now();
-    optimizer.zeroGrad();
-    let [loss, dataTime] = [0, 0];
-    for (let part = step * accumulation; part < (step + 1) * accumulation && Number.isFinite(loss); part++) {
-      const asked = performance.now();
-      const { inputs, targets } = batches.at(config.order, batchSeed, part);
-      batches.prefetch(config.order, batchSeed, part + 1);
-      dataTime += (performance.now() - asked) / 1000;
-      const gradientScale = 1 / accumulation;
-      loss += model.lossAndGradients(inputs, targets, { length: contextLength, gradientScale }) / accumulation;
-    }
-    const lr = learningRate(step + 1, config);
-    const spike = spikeAbove(loss, history, config.lossSpike);
-    const isSound = Number.isFinite(loss) && spike === undefined;
-    const isProbed = isSound && due(config.evalInterval, step + 1);
-    if (isProbed) probe.begin();
-    const gradNorm = isSound ? optimizer.clipAndStep(lr, clipNorm) : Number.NaN;
-    step++;
-    let problem = isSound && Number.isFinite(gradNorm) ? undefined : describe(loss, spike, model);
-    const seconds = (performance.now() - started) / 1000;
+  let concluded = performance.now();
+  /** What becomes of a step whose loss and norm are known; nothing after it may have been saved or sampled. */
+  const conclude = async ({ at, lr, dataTime, loss, gradNorm, spike }: Concluded): Promise<void> => {
+    let problem =
+      Number.isFinite(loss + gradNorm) && spike === undefined
+        ? undefined
+        : describe(loss, spike, stepper ? null : model);
+    const now = performance.now();
+    const seconds = (now - concluded) / 1000;
     const metrics: StepMetrics = {
-      step,
+      step: at,
       time: Number(((history.at(-1)?.time ?? 0) + seconds).toFixed(4)),
-      tokens: step * batchSize * contextLength,
+      tokens: at * batchSize * contextLength,
       loss,
       lr,
       gradNorm,
@@ -195,18 +183,18 @@ export async function train(
       dataTime: Number(dataTime.toFixed(6)),
       memory: process.memoryUsage.rss(),
     };
-    if (problem === undefined && due(config.evalInterval, step)) {
+    if (problem === undefined && due(config.evalInterval, at)) {
       const validated = evaluate(model, validation, config.evalBatches * accumulation, tokenBytes);
       Object.assign(metrics, validated, probe.end());
-      if (Number.isFinite(validated.valLoss)) events.onValidation?.(step, validated.valLoss);
+      if (Number.isFinite(validated.valLoss)) events.onValidation?.(at, validated.valLoss);
       else problem = describe(validated.valLoss, undefined, model);
     }
     if (problem !== undefined) {
       metricsFile.flush();
       await writer.finish();
-      const where = `its batch: ${batches.describe(config.order, batchSeed, (step - 1) * accumulation, accumulation)}`;
-      const error = diverged(`step ${step} diverged: ${problem}; ${where}`, lr, saved, run);
-      const skipped = config.onDivergence === "skip" ? skips.add(step, saved) : undefined;
+      const where = `its batch: ${batches.describe(config.order, batchSeed, (at - 1) * accumulation, accumulation)}`;
+      const error = diverged(`step ${at} diverged: ${problem}; ${where}`, lr, saved, run);
+      const skipped = config.onDivergence === "skip" ? skips.add(at, saved) : undefined;
       if (skipped === undefined) throw error;
       const { first, last } = skipped;
       const which = first === last ? `step ${last}` : `steps ${first} to ${last}`;
@@ -214,26 +202,94 @@ export async function train(
       metricsFile = new MetricsWriter(run.metrics, run.events, history);
       events.onRollback?.(step);
       events.onWarning?.(`${error.message}; going back to it and skipping the batch of ${which}`);
-      continue;
+      return;
     }
     metricsFile.write(metrics);
     history.push(metrics);
     events.onStep?.(metrics);
-    if (due(config.sampleInterval, step)) {
+    if (due(config.sampleInterval, at)) {
       const { samplePrompt: prompt, sampleTokens: maxTokens, seed } = config;
-      const text = sampleText(model, tokenizer, { prompt, maxTokens, seed: seed + step, temperature: 0.7, topP: 0.9 });
-      appendSample(run.samples, step, text);
-      events.onSample?.(step, text);
+      const text = sampleText(model, tokenizer, { prompt, maxTokens, seed: seed + at, temperature: 0.7, topP: 0.9 });
+      appendSample(run.samples, at, text);
+      events.onSample?.(at, text);
     }
-    const isBest = config.keepBest && step === bestStep(history);
-    if (due(config.checkpointInterval, step) || isBest) await checkpoint(step);
+    const isBest = config.keepBest && at === bestStep(history);
+    if (due(config.checkpointInterval, at) || isBest) await checkpoint(at);
+  };
+
+  const underway: { at: number; lr: number; dataTime: number }[] = [];
+  /** Concludes the oldest step that is underway. */
+  const catchUp = async () => {
+    const result = stepper!.finish();
+    const spike = spikeAbove(result.loss, history, config.lossSpike);
+    const begun = step;
+    await conclude({ ...underway.shift()!, ...result, spike });
+    concluded = performance.now();
+    if (step === begun) return;
+    // Gone back: what was underway has no place any more.
+    while (stepper!.inFlight > 0) stepper!.finish();
+    underway.length = 0;
+  };
+
+  while (step < steps && !signal?.aborted) {
+    if (skips.has(step + 1)) {
+      step++;
+      continue;
+    }
+    const lr = learningRate(step + 1, config);
+    let dataTime = 0;
+    const batch = (part: number) => {
+      const asked = performance.now();
+      const index = step * accumulation + part;
+      const { inputs, targets } = batches.at(config.order, batchSeed, index);
+      batches.prefetch(config.order, batchSeed, index + 1);
+      dataTime += (performance.now() - asked) / 1000;
+      return { inputs, targets };
+    };
+    const isProbed = due(config.evalInterval, step + 1);
+    if (stepper) {
+      if (isProbed) probe.begin();
+      stepper.queue(batch, lr);
+      underway.push({ at: ++step, lr, dataTime });
+      const intervals = [config.evalInterval, config.sampleInterval, config.checkpointInterval];
+      // Who looks at the model must not see a later step's.
+      const ahead = intervals.some((interval) => due(interval, step)) ? 0 : 1;
+      while (stepper.inFlight > ahead) await catchUp();
+    } else {
+      concluded = performance.now();
+      optimizer.zeroGrad();
+      let loss = 0;
+      for (let part = 0; part < accumulation && Number.isFinite(loss); part++) {
+        const { inputs, targets } = batch(part);
+        const gradientScale = 1 / accumulation;
+        loss += model.lossAndGradients(inputs, targets, { length: contextLength, gradientScale }) / accumulation;
+      }
+      const spike = spikeAbove(loss, history, config.lossSpike);
+      const isSound = Number.isFinite(loss) && spike === undefined;
+      if (isSound && isProbed) probe.begin();
+      const gradNorm = isSound ? optimizer.clipAndStep(lr, clipNorm) : Number.NaN;
+      await conclude({ at: ++step, lr, dataTime, loss, gradNorm, spike });
+    }
     // Signals are heard only when the event loop turns.
     await new Promise((resolve) => setImmediate(resolve));
   }
+  while (stepper && stepper.inFlight > 0) await catchUp();
   if (saved !== step) await checkpoint(step);
   await writer.finish();
   metricsFile.flush();
   return { step, stopped: step < steps, history };
+}
+
+/** A step that has been done, and what came out. */
+interface Concluded {
+  /** Its number, from 1. */
+  at: number;
+  lr: number;
+  dataTime: number;
+  loss: number;
+  gradNorm: number;
+  /** The mean loss before it, where this one is too far above. */
+  spike: number | undefined;
 }
 
 /** The step with the lowest validation loss so far. */
@@ -245,11 +301,11 @@ function bestStep(history: StepMetrics[]): number | undefined {
   return best?.step;
 }
 
-/** What is wrong, and with which parameter first. */
-function describe(loss: number, spike: number | undefined, model: TransformerLM): string {
+/** What is wrong, and with which parameter of `model` first: null where that has gone on since. */
+function describe(loss: number, spike: number | undefined, model: TransformerLM | null): string {
   if (spike !== undefined) return `the loss is ${loss.toFixed(3)}, the mean of the steps before it ${spike.toFixed(3)}`;
   const what = Number.isFinite(loss) ? "the gradient is" : `the loss is ${loss},`;
-  const first = firstNonFinite(model);
+  const first = model === null ? undefined : firstNonFinite(model);
   return `${what} not a finite number${first === undefined ? "" : `, first in the ${first}`}`;
 }
 

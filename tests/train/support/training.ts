@@ -2,7 +2,7 @@
 import { mkdtempSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { TransformerLM, openDevice, uniform } from "@mantou/model";
+import { type Device, TransformerLM, openDevice, uniform } from "@mantou/model";
 import { Tokenizer } from "@mantou/tokenizer";
 import {
   type SettledConfig,
@@ -52,12 +52,14 @@ export interface TrainingRun {
   config?: SettledConfig;
   data?: TokenSource;
   events?: (model: TransformerLM, stop: AbortController) => TrainerEvents;
+  /** Where to train; the CPU unless given. */
+  on?: Device;
 }
 
 /** Trains a fresh model, in a new directory unless one is given, and tells what came out. */
-export async function trainSmall({ directory, config = smallConfig(), data, events }: TrainingRun = {}) {
+export async function trainSmall({ directory, config = smallConfig(), data, events, on = device }: TrainingRun = {}) {
   const run = directory ?? new RunDirectory(mkdtempSync(join(tmpdir(), "mantou-training-")));
-  using model = new TransformerLM(config.model, { device, seed: config.seed, batchSize: config.microBatchSize });
+  using model = new TransformerLM(config.model, { device: on, seed: config.seed, batchSize: config.microBatchSize });
   const stop = new AbortController();
   const options: TrainerOptions = {
     run,

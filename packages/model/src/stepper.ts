@@ -1,0 +1,159 @@
+/**
+ * Training steps that the host queues and does not wait for. While a step runs, the next batch travels from page-locked
+ * memory on the copy stream; what changes from step to step (tokens, learning rate, bias corrections) is read from device
+ * memory, so that a backend that can capture work replays it; losses and norms are read when the next step is queued.
+ *
+ * The results have the same bits as `lossAndGradients` and `clipAndStep`, which wait for each.
+ */
+import type { AdamW } from "./adamw.ts";
+import type { Graph, HostMemory } from "./native.ts";
+import { Tensor } from "./tensor.ts";
+import type { TransformerLM } from "./transformer.ts";
+
+const COMPUTE = 0;
+const COPY = 1;
+
+/** Steps that can be queued before the first of them must be finished. */
+const IN_FLIGHT = 2;
+
+/** Bytes of a step's scalars (learning rate, bias corrections) in page-locked memory, and of its norm. */
+const SCALAR_BYTES = 12;
+const NORM_BYTES = 4;
+
+export interface StepperOptions {
+  /** Batches whose gradients are added up for one step. */
+  parts: number;
+  /** As in `clipAndStep`. */
+  maxNorm: number;
+}
+
+export interface StepResult {
+  /** Mean loss of the step's parts. */
+  loss: number;
+  /** Norm of the gradients before clipping. */
+  gradNorm: number;
+}
+
+/** The same work every step: done, captured the second time, then replayed. */
+class Repeated implements Disposable {
+  #times = 0;
+  #graph: Graph | undefined;
+
+  constructor(
+    readonly model: TransformerLM,
+    readonly work: () => void,
+  ) {}
+
+  run(): void {
+    const { device } = this.model;
+    if (this.#times++ === 1) this.#graph = device.capture(this.work);
+    if (this.#graph) device.replay(this.#graph);
+    else this.work();
+  }
+
+  [Symbol.dispose](): void {
+    this.#graph?.[Symbol.dispose]();
+  }
+}
+
+export class Stepper implements Disposable {
+  /** Where tokens and targets arrive before the compute stream takes them over. */
+  #incoming: Tensor;
+  #loss: Tensor | undefined;
+  /** Page-locked, one for each step in flight: tokens of its parts, scalars, norm, losses. */
+  #staging: HostMemory[];
+  #gradients: Repeated;
+  #update: Repeated;
+  #queued = 0;
+  #finished = 0;
+
+  constructor(
+    readonly model: TransformerLM,
+    readonly optimizer: AdamW,
+    readonly options: StepperOptions,
+  ) {
+    const { device } = model;
+    const { tokens } = model.batch;
+    this.#incoming = Tensor.zeros(device, [2 * tokens.count], "int32", "activations");
+    const bytes = options.parts * (2 * tokens.bytes + 4) + SCALAR_BYTES + NORM_BYTES;
+    this.#staging = Array.from({ length: IN_FLIGHT }, () => device.allocateHost(bytes));
+    this.#gradients = new Repeated(model, () => {
+      this.#loss = model.queueLossAndGradients(1 / options.parts);
+    });
+    this.#update = new Repeated(model, () => optimizer.queueStep(options.maxNorm));
+  }
+
+  /** Steps queued and not finished. */
+  get inFlight(): number {
+    return this.#queued - this.#finished;
+  }
+
+  /**
+   * Queues a step.
+   * @param batch gives the tokens of each part, whole batches of whole contexts
+   * @throws RangeError for a token that is not in the vocabulary or a batch of another size
+   */
+  queue(batch: (part: number) => { inputs: Int32Array; targets: Int32Array }, lr: number): void {
+    if (this.inFlight >= IN_FLIGHT) throw new Error(`${IN_FLIGHT} steps are queued: finish one first`);
+    const { model, optimizer } = this;
+    const { device } = model;
+    const staging = this.#staging[this.#queued % IN_FLIGHT]!;
+    const { tokens, targets } = model.batch;
+    const place = this.#places();
+    optimizer.zeroGrad();
+    for (let part = 0; part < this.options.parts; part++) {
+      const { inputs, targets: next } = batch(part);
+      for (const given of [inputs, next]) {
+        if (given.length !== tokens.count) throw new RangeError(`${given.length} tokens are not ${tokens.count}`);
+        model.checkTokens(given);
+      }
+      const at = part * 2 * tokens.bytes;
+      staging.write(inputs, at);
+      staging.write(next, at + tokens.bytes);
+      const arriving = { memory: staging, byteOffset: at };
+      device.run("mantou_copy_async", this.#incoming, arriving, 2 * tokens.bytes, COPY);
+      device.run("mantou_stream_wait", COMPUTE, COPY);
+      const second = this.#incoming.view([tokens.count], tokens.count);
+      device.run("mantou_copy_async", tokens, this.#incoming, tokens.bytes, COMPUTE);
+      device.run("mantou_copy_async", targets, second, tokens.bytes, COMPUTE);
+      // From here on the next batch may arrive.
+      device.run("mantou_stream_wait", COPY, COMPUTE);
+      this.#gradients.run();
+      const result = { memory: staging, byteOffset: place.losses + 4 * part };
+      device.run("mantou_copy_async", result, this.#loss!, 4, COMPUTE);
+    }
+    const scalars = { memory: staging, byteOffset: place.scalars };
+    staging.write(optimizer.nextScalars(lr), place.scalars);
+    device.run("mantou_copy_async", optimizer.scalars, scalars, SCALAR_BYTES, COMPUTE);
+    this.#update.run();
+    const norm = { memory: staging, byteOffset: place.norm };
+    device.run("mantou_copy_async", norm, optimizer.norm, NORM_BYTES, COMPUTE);
+    device.run("mantou_mark", this.#queued % IN_FLIGHT);
+    this.#queued++;
+  }
+
+  /** Waits for the oldest step that is in flight. */
+  finish(): StepResult {
+    if (this.inFlight === 0) throw new Error("no step is queued");
+    const slot = this.#finished++ % IN_FLIGHT;
+    this.model.device.run("mantou_wait_for_mark", slot);
+    const staging = this.#staging[slot]!;
+    const place = this.#places();
+    let loss = 0;
+    for (let part = 0; part < this.options.parts; part++) {
+      loss += staging.float32(place.losses + 4 * part) / this.options.parts;
+    }
+    return { loss, gradNorm: staging.float32(place.norm) };
+  }
+
+  [Symbol.dispose](): void {
+    this.model.device.synchronize();
+    for (const each of [this.#gradients, this.#update, this.#incoming, ...this.#staging]) each[Symbol.dispose]();
+  }
+
+  /** Where things lie in a step's page-locked memory, behind the tokens of its parts. */
+  #places(): { scalars: number; norm: number; losses: number } {
+    const scalars = this.options.parts * 2 * this.model.batch.tokens.bytes;
+    return { scalars, norm: scalars + SCALAR_BYTES, losses: scalars + SCALAR_BYTES + NORM_BYTES };
+  }
+}

@@ -1,0 +1,96 @@
+/**
+ * Queued training steps against steps that wait, bit for bit: on the CPU, which does everything at once, and on a device
+ * that behaves as badly as a GPU may (see queueing.ts).
+ */
+import { describe, expect, test } from "bun:test";
+import { AdamW, type Device, Stepper, TransformerLM, openDevice } from "@mantou/model";
+import { goldenTrajectory } from "../support/golden.ts";
+import { randomInts } from "../support/ndarray.ts";
+import { queueing } from "../support/queueing.ts";
+
+const golden = goldenTrajectory();
+const [, batchSize, length] = golden.inputs.shape;
+const [steps, parts, maxNorm] = [7, 3, 1];
+
+/** Part `part` of step `step`; arrays of its own, which the caller may write over. */
+function batchOf(step: number, part: number) {
+  const tokens = (seed: number) => randomInts([batchSize * length], seed, golden.config.vocabSize).data;
+  return { inputs: tokens(100 * step + 2 * part), targets: tokens(100 * step + 2 * part + 1) };
+}
+
+const rateOf = (step: number) => 1e-2 / (step + 1);
+
+function setUp(device: Device, precision: "fp32" | "bf16") {
+  const model = new TransformerLM(golden.config, { device, weights: golden.initial, batchSize, precision });
+  const optimizer = new AdamW(model.parameters(), { betas: [0.9, 0.95], weightDecay: 0.1 });
+  return { model, optimizer, [Symbol.dispose]: () => [optimizer, model].forEach((each) => each[Symbol.dispose]()) };
+}
+
+type Trained = { results: { loss: number; gradNorm: number }[]; weights: Float32Array; validation: number };
+
+function waiting(precision: "fp32" | "bf16"): Trained {
+  using device = openDevice("cpu", { threads: 1 });
+  using trained = setUp(device, precision);
+  const { model, optimizer } = trained;
+  const results = Array.from({ length: steps }, (_, step) => {
+    optimizer.zeroGrad();
+    let loss = 0;
+    for (let part = 0; part < parts; part++) {
+      const { inputs, targets } = batchOf(step, part);
+      loss += model.lossAndGradients(inputs, targets, { gradientScale: 1 / parts }) / parts;
+    }
+    return { loss, gradNorm: optimizer.clipAndStep(rateOf(step), maxNorm) };
+  });
+  const { inputs, targets } = batchOf(0, 0);
+  const validation = model.loss(inputs, targets);
+  return { results, weights: model.store.values.toFloat32Array(), validation };
+}
+
+/** The same with each step finished when the next one is queued. */
+function queued(device: Device, precision: "fp32" | "bf16"): Trained {
+  using trained = setUp(device, precision);
+  const { model, optimizer } = trained;
+  using stepper = new Stepper(model, optimizer, { parts, maxNorm });
+  const results: Trained["results"] = [];
+  for (let step = 0; step < steps; step++) {
+    stepper.queue((part) => batchOf(step, part), rateOf(step));
+    if (step > 0) results.push(stepper.finish());
+    expect(stepper.inFlight).toBe(1);
+  }
+  results.push(stepper.finish());
+  const { inputs, targets } = batchOf(0, 0);
+  return { results, validation: model.loss(inputs, targets), weights: model.store.values.toFloat32Array() };
+}
+
+describe.each(["fp32", "bf16"] as const)("queued steps in %s", (precision) => {
+  const expected = waiting(precision);
+
+  test("on the CPU", () => {
+    using device = openDevice("cpu", { threads: 1 });
+    expect(queued(device, precision)).toEqual(expected);
+  });
+
+  for (const copies of ["late", "early"] as const) {
+    test(`on a device that queues, copying as ${copies} as it may, with captured work`, () => {
+      using device = openDevice("cpu", { threads: 1 });
+      const counts = queueing(device, copies);
+      expect(queued(device, precision)).toEqual(expected);
+      // Forward and backward of a part, and the update; all but their first runs are replays.
+      expect(counts).toEqual({ captured: 2, replayed: steps * parts - 1 + steps - 1 });
+    });
+  }
+});
+
+test("refuses a third step in flight, tokens outside the vocabulary and batches of another size", () => {
+  using device = openDevice("cpu", { threads: 1 });
+  using trained = setUp(device, "fp32");
+  using stepper = new Stepper(trained.model, trained.optimizer, { parts: 1, maxNorm });
+  expect(() => stepper.finish()).toThrow("no step is queued");
+  const { inputs, targets } = batchOf(0, 0);
+  expect(() => stepper.queue(() => ({ inputs: inputs.subarray(1), targets }), 1)).toThrow("tokens are not");
+  const wrong = targets.slice().fill(golden.config.vocabSize, 5, 6);
+  expect(() => stepper.queue(() => ({ inputs, targets: wrong }), 1)).toThrow("at position 5");
+  expect(() => stepper.queue(() => ({ inputs, targets }), Number.NaN)).toThrow("lr must be");
+  for (let i = 0; i < 2; i++) stepper.queue(() => ({ inputs, targets }), 1e-3);
+  expect(() => stepper.queue(() => ({ inputs, targets }), 1e-3)).toThrow("finish one first");
+});
