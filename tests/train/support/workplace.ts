@@ -13,7 +13,8 @@ import { generateStories } from "../../../packages/train/src/stories.ts";
 
 export const root = join(import.meta.dir, "../../..");
 
-export type CommandName = "train" | "generate" | "eval" | "serve" | "export" | "import" | "tokenizer" | "build-kernels";
+export type CommandName =
+  "train" | "generate" | "eval" | "serve" | "export" | "import" | "tokenizer" | "build-kernels" | "data";
 
 /** How a command ended. */
 export interface Ended {
