@@ -76,6 +76,7 @@ describe("train", () => {
       "config.json",
       "data",
       "metrics.jsonl",
+      "report.html",
       "samples.txt",
       "tensorboard",
       "tokenizer.json",

@@ -7,6 +7,7 @@
  *   metrics.jsonl    one line a step
  *   tensorboard/     the same for `tensorboard --logdir runs`
  *   samples.txt      texts sampled on the way
+ *   report.html      curves and samples for a browser, written at the end
  *   skipped.json     the steps that were passed over after the run diverged, if there are any
  */
 import { existsSync, mkdirSync, readFileSync } from "node:fs";

@@ -10,11 +10,13 @@ import { z } from "zod";
 import { type ResolvedConfig, choose, chooseBatchSizes, readRunConfig, resolveConfig, settled } from "../config.ts";
 import { type SettledConfig, trainConfigSchema } from "../config.ts";
 import { listCheckpoints } from "../checkpoint.ts";
+import { watchRun, writeReport } from "../dashboard/index.ts";
 import { UserError } from "../errors.ts";
 import { checkSources, checkTextLengths, prepareData, prepareTokenizer } from "../prepare.ts";
 import { presets } from "../presets.ts";
 import { formatPlan, outOfMemory, planTraining } from "../plan.ts";
 import { RunDirectory, claimDirectory, initialise, modelConfig, modelOptions, saveConfig } from "../run.ts";
+import { validate } from "../schema.ts";
 import { formatCount, formatDuration } from "../terminal/format.ts";
 import { plotCurve } from "../terminal/plot.ts";
 import { ProgressBar } from "../terminal/progress.ts";
@@ -23,6 +25,19 @@ import { type Outcome, train } from "../trainer.ts";
 import { runCommand } from "./command.ts";
 import { formatConfig } from "./config-summary.ts";
 import { type Command, parseFlags } from "./options.ts";
+
+const watchOptions = z.strictObject({
+  watch: z
+    .boolean()
+    .default(false)
+    .meta({ group: "Watch", description: "serve a live dashboard on 127.0.0.1 while it trains" }),
+  watchPort: z
+    .int()
+    .min(0)
+    .max(65535)
+    .default(6060)
+    .meta({ group: "Watch", description: "port of the dashboard; 0: any that is free" }),
+});
 
 const command: Command = {
   usage: "bun run train",
@@ -44,6 +59,7 @@ const command: Command = {
       .string()
       .optional()
       .meta({ group: "Start from", description: "go on with a run that was stopped", placeholder: "DIR" }),
+    ...watchOptions.shape,
   }),
   examples: [
     "bun run train",
@@ -51,6 +67,7 @@ const command: Command = {
     "bun run train --model.numLayers 6 --steps 2000 --lr 1e-3 --name deeper",
     "bun run train --init runs/tiny --data other.txt --lr 3e-4",
     "bun run train --preset tinystories-17m --device cuda --plan",
+    "bun run train --watch",
     "bun run train --resume runs/tiny",
   ],
 };
@@ -64,9 +81,11 @@ interface Prepared {
 
 await runCommand(async (argv) => {
   const { given } = parseFlags(command, argv);
-  const { preset, config: file, resume, plan, ...flags } = given as Record<string, unknown> & Record<string, string>;
-  if (resume !== undefined && Object.keys(given).length > 1) {
-    throw new UserError("--resume goes on with the run's own config and takes no other flag", {
+  const { preset, config: file, resume, plan, ...others } = given as Record<string, unknown> & Record<string, string>;
+  const { watch: asked, watchPort: askedPort, ...flags } = others as Record<string, unknown>;
+  const { watch, watchPort } = validate(watchOptions, { watch: asked, watchPort: askedPort });
+  if (resume !== undefined && (preset ?? file ?? plan ?? Object.keys(flags)[0]) !== undefined) {
+    throw new UserError("--resume goes on with the run's own config and takes no other flag but --watch", {
       fix: `bun run train --resume ${resume}`,
     });
   }
@@ -105,6 +124,9 @@ await runCommand(async (argv) => {
       `${style.bold("run")}     ${run.path}\n`,
   );
 
+  using dashboard = watch ? await watchRun(run, watchPort) : null;
+  if (dashboard !== null) say(`${style.bold("watch")}   ${dashboard.url}\n`);
+
   const stop = new AbortController();
   const onSignal = () => stop.abort();
   process.on("SIGINT", onSignal).on("SIGTERM", onSignal);
@@ -141,6 +163,7 @@ await runCommand(async (argv) => {
   });
   bar.finish();
   process.off("SIGINT", onSignal).off("SIGTERM", onSignal);
+  writeReport(run);
   report(outcome, run, say);
 });
 
@@ -276,6 +299,6 @@ function report({ step, stopped, history }: Outcome, run: RunDirectory, say: (li
     const final = last.valLoss === undefined ? "" : `validation loss ${last.valLoss.toFixed(4)}, `;
     say(`${final}${formatCount(last.tokens)} tokens in ${formatDuration(last.time)} (${speed} tok/s)`);
   }
-  say(`everything is in ${run.path}: ${["config.json", "metrics.jsonl", "samples.txt", "checkpoints"].join(", ")}`);
+  say(`everything is in ${run.path}: ${["report.html", "metrics.jsonl", "samples.txt", "checkpoints"].join(", ")}`);
   say(`sample from it: bun run generate --run ${join(run.path)} --prompt "Once upon a time"`);
 }
