@@ -14,7 +14,7 @@ import { generateStories } from "../../../packages/train/src/stories.ts";
 export const root = join(import.meta.dir, "../../..");
 
 export type CommandName =
-  "train" | "generate" | "eval" | "serve" | "export" | "import" | "tokenizer" | "build-kernels" | "data";
+  "train" | "generate" | "eval" | "serve" | "export" | "import" | "tokenizer" | "build-kernels" | "data" | "sweep";
 
 /** How a command ended. */
 export interface Ended {
