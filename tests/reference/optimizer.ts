@@ -89,3 +89,66 @@ export function cosineSchedule(
   const progress = (it - warmupIters) / (cosineCycleIters - warmupIters);
   return minLearningRate + 0.5 * (1 + Math.cos(Math.PI * progress)) * (maxLearningRate - minLearningRate);
 }
+
+/** Settings of {@link MuonReference}. */
+export interface MuonSettings {
+  momentum?: number;
+  weightDecay?: number;
+}
+
+/**
+ * Muon on one matrix [rows, columns] (Jordan et al. 2024), with the update scaled as by Liu et al. 2025:
+ *
+ *   M ← μ M + G;  X ← (G + μ M) / ‖G + μ M‖
+ *   five times X ← a X + (b X Xᵀ + c (X Xᵀ)²) X
+ *   θ ← (1 - lr · weightDecay) θ - 0.2 sqrt(max(rows, columns)) lr X
+ */
+export class MuonReference {
+  private readonly moment: Float64Array;
+
+  constructor(
+    private readonly value: Float64Array,
+    private readonly rows: number,
+    private readonly columns: number,
+    private readonly settings: MuonSettings = {},
+  ) {
+    this.moment = new Float64Array(value.length);
+  }
+
+  step(grad: ArrayLike<number>, lr: number): void {
+    const { momentum = 0.95, weightDecay = 0.01 } = this.settings;
+    const { rows, columns, value, moment } = this;
+    let x = new Float64Array(value.length);
+    for (let i = 0; i < value.length; i++) {
+      moment[i] = momentum * moment[i] + grad[i];
+      x[i] = grad[i] + momentum * moment[i];
+    }
+    const norm = Math.sqrt(x.reduce((sum, each) => sum + each * each, 0)) + 1e-6;
+    x = x.map((each) => each / norm);
+    for (let iteration = 0; iteration < 5; iteration++) {
+      const gram = new Float64Array(rows * rows);
+      for (let i = 0; i < rows; i++) {
+        for (let j = 0; j < rows; j++) {
+          for (let k = 0; k < columns; k++) gram[i * rows + j] += x[i * columns + k] * x[j * columns + k];
+        }
+      }
+      const polynomial = new Float64Array(rows * rows);
+      for (let i = 0; i < rows; i++) {
+        for (let j = 0; j < rows; j++) {
+          let square = 0;
+          for (let k = 0; k < rows; k++) square += gram[i * rows + k] * gram[k * rows + j];
+          polynomial[i * rows + j] = -4.775 * gram[i * rows + j] + 2.0315 * square;
+        }
+      }
+      const next = x.map((each) => 3.4445 * each);
+      for (let i = 0; i < rows; i++) {
+        for (let j = 0; j < columns; j++) {
+          for (let k = 0; k < rows; k++) next[i * columns + j] += polynomial[i * rows + k] * x[k * columns + j];
+        }
+      }
+      x = next;
+    }
+    const size = 0.2 * Math.sqrt(Math.max(rows, columns));
+    for (let i = 0; i < value.length; i++) value[i] = (1 - lr * weightDecay) * value[i] - lr * size * x[i];
+  }
+}

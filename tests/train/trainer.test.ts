@@ -65,6 +65,20 @@ describe("gradient accumulation", () => {
   });
 });
 
+describe("Muon", () => {
+  test("learns, and goes on after a stop to the last bit", async () => {
+    const config = smallConfig({ optimizer: "muon" });
+    const reference = await trainSmall({ config });
+    expect(reference.history.at(-1)!.loss).toBeLessThan(reference.history[0].loss - 0.5);
+    expect(reference.history.at(-1)!.loss).not.toBe((await trainSmall()).history.at(-1)!.loss);
+    const events = (_: unknown, stop: AbortController): TrainerEvents => ({
+      onStep: ({ step }) => void (step === 9 && stop.abort()),
+    });
+    const { run } = await trainSmall({ config, events });
+    expect((await trainSmall({ config, directory: run })).weights).toEqual(reference.weights);
+  });
+});
+
 describe("divergence", () => {
   /** Spoils a weight after step 12, the first time it is done. */
   const spoil = (): ((model: TransformerLM) => TrainerEvents) => {

@@ -16,6 +16,17 @@ export interface AdamWOptions {
   weightDecay?: number;
   /** Which parameters decay. Default: all, as torch.optim.AdamW does. */
   decays?: (parameter: Parameter) => boolean;
+  /** Which parameters are left to a subclass (see `updateOthers`). Default: none. */
+  leaves?: (parameter: Parameter) => boolean;
+}
+
+/** A part of the flat buffers that one native call updates, with the ends of its ranges of equal decay. */
+interface Segment {
+  offset: number;
+  count: number;
+  ranges: number;
+  ends: Slice;
+  decays: Tensor;
 }
 
 export class AdamW implements Disposable {
@@ -33,7 +44,7 @@ export class AdamW implements Disposable {
   /** Steps taken so far: t of the bias correction. */
   stepCount = 0;
   #workspace: Tensor;
-  #ranges: { count: number; ends: Slice; decays: Tensor };
+  #segments: Segment[];
 
   /** @param parameters all parameters of one model. @throws RangeError for a value outside its range */
   constructor(parameters: Map<string, Parameter>, options: AdamWOptions = {}) {
@@ -58,7 +69,7 @@ export class AdamW implements Disposable {
     this.norm = Tensor.zeros(device, [2]);
     const bytes = device.size("mantou_gradient_norm_workspace", gradients.count);
     this.#workspace = Tensor.zeros(device, [Math.ceil(bytes / 4)], "float32", "workspace");
-    this.#ranges = this.#decayRanges(options.decays ?? (() => true));
+    this.#segments = this.#plan(options.decays ?? (() => true), options.leaves ?? (() => false));
   }
 
   /** Global L2 norm of all gradients, as it was before they were scaled to at most `maxNorm`, in place. */
@@ -104,38 +115,65 @@ export class AdamW implements Disposable {
   }
 
   [Symbol.dispose](): void {
-    const { ends, decays } = this.#ranges;
-    for (const tensor of [this.firstMoments, this.secondMoments, this.scalars, this.norm, this.#workspace, decays]) {
+    for (const tensor of [this.firstMoments, this.secondMoments, this.scalars, this.norm, this.#workspace]) {
       tensor[Symbol.dispose]();
     }
-    ends.memory[Symbol.dispose]();
+    for (const { ends, decays } of this.#segments) {
+      ends.memory[Symbol.dispose]();
+      decays[Symbol.dispose]();
+    }
   }
+
+  /**
+   * Updates what `leaves` named, by device operations alone: `scalars` hold the learning rate, and `factor`, of one
+   * element, scales the gradients unless it is null.
+   */
+  protected updateOthers(_factor: Tensor | null): void {}
 
   #update(factor: Tensor | null): void {
     const [beta1, beta2] = this.betas;
     const { device, values, weights, gradients, dtype } = this.store;
-    const master = weights === values ? null : values;
-    const { count, ends, decays } = this.#ranges;
-    const state = [gradients, this.firstMoments, this.secondMoments, this.scalars, factor] as const;
-    const constants = [beta1, beta2, this.eps, count, ends, decays] as const;
-    device.run("mantou_adamw", dtype, values.count, weights, master, ...state, ...constants);
+    for (const { offset, count, ranges, ends, decays } of this.#segments) {
+      const [value, weight, gradient, first, second] = [
+        values,
+        weights,
+        gradients,
+        this.firstMoments,
+        this.secondMoments,
+      ].map((tensor) => tensor.view([count], offset)) as [Tensor, Tensor, Tensor, Tensor, Tensor];
+      const master = weights === values ? null : value;
+      const state = [gradient, first, second, this.scalars, factor] as const;
+      const constants = [beta1, beta2, this.eps, ranges, ends, decays] as const;
+      device.run("mantou_adamw", dtype, count, weight, master, ...state, ...constants);
+    }
+    this.updateOthers(factor);
   }
 
-  /** Neighbouring parameters that decay alike become one range. */
-  #decayRanges(decays: (parameter: Parameter) => boolean): { count: number; ends: Slice; decays: Tensor } {
-    const ranges: { end: number; decay: number }[] = [];
+  /** Neighbouring parameters make a segment, and those that decay alike one range of it. */
+  #plan(decays: (parameter: Parameter) => boolean, leaves: (parameter: Parameter) => boolean): Segment[] {
+    const segments: { offset: number; ranges: { end: number; decay: number }[] }[] = [];
     const parameters = [...this.store.byName.values()];
+    let isOpen = false;
     parameters.forEach((parameter, i) => {
+      if (leaves(parameter)) {
+        isOpen = false;
+        return;
+      }
+      if (!isOpen) segments.push({ offset: parameter.offset, ranges: [] });
+      isOpen = true;
+      const { offset, ranges } = segments.at(-1)!;
       const decay = decays(parameter) ? this.weightDecay : 0;
-      const end = parameters[i + 1]?.offset ?? this.store.values.count;
+      const end = (parameters[i + 1]?.offset ?? this.store.values.count) - offset;
       const last = ranges.at(-1);
       if (last?.decay === decay) last.end = end;
       else ranges.push({ end, decay });
     });
     const { device } = this.store;
-    const ends = { memory: device.allocate(ranges.length * 8), byteOffset: 0 };
-    device.run("mantou_copy", ends, BigInt64Array.from(ranges.map(({ end }) => BigInt(end))), ranges.length * 8);
-    const rates = Float32Array.from(ranges.map(({ decay }) => decay));
-    return { count: ranges.length, ends, decays: Tensor.from(device, [ranges.length], rates) };
+    return segments.map(({ offset, ranges }) => {
+      const ends = { memory: device.allocate(ranges.length * 8), byteOffset: 0 };
+      device.run("mantou_copy", ends, BigInt64Array.from(ranges.map(({ end }) => BigInt(end))), ranges.length * 8);
+      const rates = Tensor.from(device, [ranges.length], Float32Array.from(ranges.map(({ decay }) => decay)));
+      return { offset, count: ranges.at(-1)!.end, ranges: ranges.length, ends, decays: rates };
+    });
   }
 }

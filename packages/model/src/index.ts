@@ -17,6 +17,7 @@ export * as functional from "./functional.ts";
 export { fromBfloat16, fromFloat16, toBfloat16, toFloat16 } from "./half.ts";
 export { headShape } from "./layers/attention.ts";
 export { MemoryAccount, type MemoryKind } from "./memory.ts";
+export { Muon, type MuonOptions } from "./muon.ts";
 export { MappedFile, NativeError, OUT_OF_MEMORY } from "./native.ts";
 export * as operations from "./operations.ts";
 export { Parameter, type ParameterSpec, ParameterStore } from "./parameters.ts";

@@ -157,6 +157,16 @@ export const trainConfigSchema = z.strictObject({
     .union([countOrZero(), auto])
     .default("auto")
     .meta({ group: "Training", description: "steps of linear warmup; auto: 5 % of the steps" }),
+  optimizer: z.enum(["adamw", "muon"]).default("adamw").meta({
+    group: "Training",
+    description: "muon: orthogonalised momentum for the hidden matrices, AdamW for the rest",
+  }),
+  muonMomentum: z
+    .number()
+    .min(0)
+    .lt(1)
+    .default(0.95)
+    .meta({ group: "Training", description: "decay of Muon's momentum" }),
   betas: z
     .tuple([z.number().min(0).lt(1), z.number().min(0).lt(1)])
     .default([0.9, 0.95])

@@ -5,7 +5,7 @@
  */
 import { mkdirSync } from "node:fs";
 import { join } from "node:path";
-import { AdamW, Stepper, type TransformerLM, deriveSeed, generate } from "@mantou/model";
+import { AdamW, Muon, Stepper, type TransformerLM, deriveSeed, generate } from "@mantou/model";
 import type { Tokenizer } from "@mantou/tokenizer";
 import { checkpointName, loadCheckpoint, loadNewest, pruneCheckpoints } from "./checkpoint.ts";
 import { CheckpointWriter } from "./checkpoint-writer.ts";
@@ -50,11 +50,14 @@ export interface Outcome {
   history: StepMetrics[];
 }
 
-/** Options of AdamW that a config asks for: gains of norms do not decay. */
+/** The optimizer that a config asks for: gains of norms do not decay. */
 export function createOptimizer(model: TransformerLM, config: SettledConfig): AdamW {
-  const { betas, eps, weightDecay } = config;
+  const { betas, eps, weightDecay, muonMomentum: momentum } = config;
   const decays = ({ shape }: { shape: readonly number[] }) => shape.length > 1;
-  return new AdamW(model.parameters(), { betas, eps, weightDecay, decays });
+  const options = { betas, eps, weightDecay, decays };
+  return config.optimizer === "muon"
+    ? new Muon(model.parameters(), { ...options, momentum })
+    : new AdamW(model.parameters(), options);
 }
 
 /**
