@@ -6,6 +6,7 @@
 import { describe, expect, test } from "bun:test";
 import {
   AdamW,
+  Decoder,
   type Device,
   type ModelConfig,
   type NdArray,
@@ -15,7 +16,7 @@ import {
 } from "@mantou/model";
 import { runGetLrCosineSchedule } from "../adapters.ts";
 import { directionalDerivative } from "../reference/differences.ts";
-import { lossOf, weightShapes, weightsInFloat64 } from "../reference/transformer.ts";
+import { lossOf, transformerLm, weightShapes, weightsInFloat64 } from "../reference/transformer.ts";
 import { difference, expectClose } from "../support/close.ts";
 import { type GoldenModel, goldenModels, goldenTrajectory } from "../support/golden.ts";
 import { type FloatArray, randomInts, randomNormal } from "../support/ndarray.ts";
@@ -220,6 +221,36 @@ onEveryBackend((backend, device) => {
             }
           }
         });
+      }
+    }
+  });
+
+  test("gradients with normalised queries and keys, and the same logits token by token", () => {
+    const sizes = { vocabSize: 19, contextLength: 6, dModel: 24, numLayers: 2, dFf: 7, ropeTheta: 50, qkNorm: true };
+    const [inputs, targets] = [3, 4].map((seed) => randomInts([12], seed, sizes.vocabSize).data);
+    for (const position of ["rope", "none"] as const) {
+      for (const [numHeads, numKeyValueHeads] of [
+        [3, 3],
+        [6, 2],
+        [2, 1],
+      ]) {
+        const config = { ...sizes, position, numHeads, numKeyValueHeads };
+        checkGradients(device, config, inputs, targets, 2);
+        using model = new TransformerLM(config, { device, seed: 5 });
+        const whole = model.logits({ shape: [1, 6], data: inputs.slice(0, 6) }).data;
+        const weights = Object.fromEntries(
+          [...model.parameters().values()].map(({ name, shape, value }) => [
+            name,
+            { shape: [...shape], data: value.toFloat32Array() },
+          ]),
+        );
+        const expected = transformerLm(config, weights, { shape: [1, 6], data: inputs.slice(0, 6) });
+        expectClose(whole as Float32Array, expected.data, { absolute: 1e-4 }, "logits");
+        using decoder = new Decoder(model);
+        for (let i = 0; i < 6; i++) {
+          const logits = decoder.forward(inputs.slice(i, i + 1));
+          expectClose(logits, whole.slice(i * 19, (i + 1) * 19) as Float32Array, { absolute: 1e-5 }, `token ${i}`);
+        }
       }
     }
   });

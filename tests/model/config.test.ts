@@ -27,6 +27,7 @@ test("defaults", () => {
     norm: "pre",
     position: "rope",
     ffn: "swiglu",
+    qkNorm: false,
     tieEmbeddings: false,
   });
 });

@@ -188,13 +188,15 @@ export interface AttentionOptions {
   numKeyValueHeads?: number;
   /** Rotates queries and keys; absent: no position information. Positions default to 0 … T - 1, broadcast to [..., T]. */
   rope?: { theta: number; scale?: (frequency: number) => number; tokenPositions?: Numeric };
+  /** RMSNorm with ε 1e-6 and without a gain on every head of queries and keys. */
+  qkNorm?: boolean;
 }
 
 /** Causal multi-head self-attention: inFeatures [..., T, dModel] → [..., T, dModel] */
 export function multiHeadSelfAttention(
   weights: AttentionWeights,
   inFeatures: Numeric,
-  { numHeads, numKeyValueHeads = numHeads, rope: rotation }: AttentionOptions,
+  { numHeads, numKeyValueHeads = numHeads, rope: rotation, qkNorm = false }: AttentionOptions,
 ): Array64 {
   const T = inFeatures.shape[inFeatures.shape.length - 2];
   const lead = inFeatures.shape.slice(0, -2);
@@ -202,6 +204,8 @@ export function multiHeadSelfAttention(
   const group = numHeads / numKeyValueHeads;
   const positions = rotation?.tokenPositions ?? { shape: [T], data: Array.from({ length: T }, (_, t) => t) };
   const rotate = (x: Array64) => (rotation ? rope(rotation.theta, x, positions, rotation.scale) : x);
+  const ones = { shape: [headDim], data: new Float64Array(headDim).fill(1) };
+  const normalise = (x: Array64) => (qkNorm ? rmsnorm(ones, x, 1e-6) : x);
   const causal = {
     shape: [T, T],
     data: Array.from({ length: T * T }, (_, i) => (i % T <= Math.floor(i / T) ? 1 : 0)),
@@ -213,8 +217,8 @@ export function multiHeadSelfAttention(
   const joined: Array64 = { shape: [...lead, T, numHeads * headDim], data: new Float64Array(q.data.length) };
   for (let h = 0; h < numHeads; h++) {
     const shared = Math.floor(h / group);
-    const queries = rotate(columns(q, h * headDim, headDim));
-    const keys = rotate(columns(k, shared * headDim, headDim));
+    const queries = rotate(normalise(columns(q, h * headDim, headDim)));
+    const keys = rotate(normalise(columns(k, shared * headDim, headDim)));
     const values = columns(v, shared * headDim, headDim);
     const attended = scaledDotProductAttention(queries, keys, values, causal);
     for (let row = 0; row * headDim < attended.data.length; row++) {

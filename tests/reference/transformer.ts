@@ -40,6 +40,7 @@ export interface ModelConfig {
   norm?: "pre" | "post" | "none";
   position?: "rope" | "none";
   ffn?: "swiglu" | "silu";
+  qkNorm?: boolean;
   /** The head is the embedding table; there is no `lm_head.weight`. */
   tieEmbeddings?: boolean;
 }
@@ -61,6 +62,7 @@ export function withDefaults(config: ModelConfig): Required<ModelConfig> {
     norm: config.norm ?? "pre",
     position: config.position ?? "rope",
     ffn: config.ffn ?? "swiglu",
+    qkNorm: config.qkNorm ?? false,
     tieEmbeddings: config.tieEmbeddings ?? false,
   };
 }
@@ -133,6 +135,7 @@ export function transformerBlock(config: BlockConfig, weights: Weights, x: Numer
       {
         numHeads: config.numHeads,
         numKeyValueHeads: config.numKeyValueHeads,
+        qkNorm: config.qkNorm,
         rope:
           position === "rope"
             ? { theta: config.ropeTheta, scale: (frequency) => scaleFrequency(config, frequency) }

@@ -35,6 +35,8 @@ export interface ModelConfig {
   position?: "rope" | "none";
   /** w2(SiLU(w1 x) ⊙ w3 x), or w2(SiLU(w1 x)). */
   ffn?: "swiglu" | "silu";
+  /** RMSNorm, without gains, of every head of queries and keys (Henry et al. 2020). */
+  qkNorm?: boolean;
   /** One matrix for token embedding and output projection. */
   tieEmbeddings?: boolean;
 }
@@ -64,6 +66,7 @@ export function resolveModelConfig(config: ModelConfig): ResolvedModelConfig {
     norm: config.norm ?? "pre",
     position: config.position ?? "rope",
     ffn: config.ffn ?? "swiglu",
+    qkNorm: config.qkNorm ?? false,
     tieEmbeddings: config.tieEmbeddings ?? false,
   };
   const sizes = ["vocabSize", "contextLength", "dModel", "numLayers", "numHeads", "numKeyValueHeads", "dFf"] as const;

@@ -5,6 +5,7 @@
  * "Orca", §3).
  */
 import { headShape } from "./layers/attention.ts";
+import { HEAD_NORM_EPS } from "./layers/head-norm.ts";
 import { add, attentionCached, embeddingForward, matmul, rmsnormForward } from "./operations.ts";
 import { siluForward, swigluForward } from "./operations.ts";
 import { type DType, Tensor } from "./tensor.ts";
@@ -137,8 +138,26 @@ export class Decoder implements Disposable {
     matmul(qkv, input, weight, { transposeB: true });
     const { k: kCache, v: vCache } = this.#caches[layer]!;
     const shape = { batch: starts.count, length: input.rows / starts.count, ...headShape(config), rope };
-    attentionCached(attended, { qkv, kCache, vCache, capacity: this.capacity, starts, slots }, shape);
+    const normed = config.qkNorm ? this.#normHeads(qkv) : qkv;
+    attentionCached(
+      attended,
+      { qkv: normed, values: qkv, kCache, vCache, capacity: this.capacity, starts, slots },
+      shape,
+    );
     matmul(output, attended, store.get(`${prefix}.output_proj.weight`).weight, { transposeB: true });
+  }
+
+  /** Packed rows with every head's root mean square 1. */
+  #normHeads(qkv: Tensor): Tensor {
+    const { headDim } = headShape(this.model.config);
+    const heads = [qkv.count / headDim, headDim];
+    const normed = this.#buffer("normedHeads", [qkv.rows, qkv.columns]);
+    const rstd = this.#buffer("headRstd", [qkv.count / headDim], "float32");
+    const ones = this.#buffer("ones", [headDim]);
+    ones.upload(new Float32Array(headDim).fill(1));
+    const given = { input: qkv.view(heads), residual: null, gain: ones, eps: HEAD_NORM_EPS };
+    rmsnormForward({ output: normed.view(heads), sum: null, rstd }, given);
+    return normed;
   }
 
   #feedForward(layer: number, input: Tensor, output: Tensor): void {

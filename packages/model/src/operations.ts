@@ -175,13 +175,18 @@ export function packedWidth({ heads, kvHeads, headDim }: AttentionShape): number
   return (heads + 2 * kvHeads) * headDim;
 }
 
-/** The parts of packed rows q | k | v, and the stride between rows. */
-function unpack(qkv: Tensor, { heads, kvHeads, headDim }: AttentionShape) {
-  const at = (offset: number) => ({
-    memory: qkv.memory,
-    byteOffset: qkv.byteOffset + offset * ELEMENT_BYTES[qkv.dtype],
+/** The parts of packed rows q | k | v, and the stride between rows; v may be that of other rows, packed alike. */
+function unpack(qkv: Tensor, { heads, kvHeads, headDim }: AttentionShape, values: Tensor | undefined) {
+  check(!values || (sameShape(values, qkv) && values.dtype === qkv.dtype), "attention", {
+    qkv,
+    values: values ?? null,
   });
-  const [q, k, v] = [at(0), at(heads * headDim), at((heads + kvHeads) * headDim)];
+  const at = ({ memory, byteOffset, dtype }: Tensor, offset: number) => ({
+    memory,
+    byteOffset: byteOffset + offset * ELEMENT_BYTES[dtype],
+  });
+  const [q, k] = [at(qkv, 0), at(qkv, heads * headDim)];
+  const v = at(values ?? qkv, (heads + kvHeads) * headDim);
   return { q, k, v, stride: qkv.columns, scale: 1 / Math.sqrt(headDim) };
 }
 
@@ -195,12 +200,21 @@ function checkAttention(operation: string, qkv: Tensor, output: Tensor, shape: A
   check(!positions || (positions.dtype === "int32" && positions.count === rows), operation, { qkv, positions });
 }
 
-/** Causal attention over packed rows qkv [batch·length, (heads + 2·kvHeads)·headDim]; lse [batch, heads, length]. */
-export function attentionForward(output: Tensor, lse: Tensor, qkv: Tensor, shape: AttentionShape): void {
+/**
+ * Causal attention over packed rows qkv [batch·length, (heads + 2·kvHeads)·headDim]; lse [batch, heads, length].
+ * @param values rows, packed alike, whose v is taken instead of qkv's
+ */
+export function attentionForward(
+  output: Tensor,
+  lse: Tensor,
+  qkv: Tensor,
+  shape: AttentionShape,
+  values?: Tensor,
+): void {
   checkAttention("attention", qkv, output, shape);
   const { batch, length, heads, kvHeads, headDim, rope, positions = null } = shape;
   check(lse.count === batch * heads * length, "attention", { lse, qkv });
-  const { q, k, v, stride, scale } = unpack(qkv, shape);
+  const { q, k, v, stride, scale } = unpack(qkv, shape, values);
   const sizes = [batch, length, heads, kvHeads, headDim, scale] as const;
   const inputs = [q, stride, k, v, stride, rope, positions] as const;
   checkFloat32("attention", { lse, rope });
@@ -208,21 +222,32 @@ export function attentionForward(output: Tensor, lse: Tensor, qkv: Tensor, shape
   qkv.device.run("mantou_attention_forward", type, ...sizes, ...inputs, output, lse);
 }
 
-/** dQkv [batch·length, (heads + 2·kvHeads)·headDim], with respect to q and k before rotation. */
+/**
+ * dQkv [batch·length, (heads + 2·kvHeads)·headDim], with respect to q and k before rotation. Where v came from rows of
+ * its own, so does its gradient go to rows of its own, dValues; the other parts of both are left as they are.
+ */
 export function attentionBackward(
   dQkv: Tensor,
-  given: { dOutput: Tensor; qkv: Tensor; output: Tensor; lse: Tensor; workspace: Tensor },
+  given: {
+    dOutput: Tensor;
+    qkv: Tensor;
+    output: Tensor;
+    lse: Tensor;
+    workspace: Tensor;
+    values?: Tensor;
+    dValues?: Tensor;
+  },
   shape: AttentionShape,
 ): void {
-  const { dOutput, qkv, output, lse, workspace } = given;
+  const { dOutput, qkv, output, lse, workspace, values, dValues } = given;
   checkAttention("attention backward", qkv, output, shape);
   check(sameShape(dQkv, qkv) && sameShape(dOutput, output), "attention backward", { dQkv, qkv, dOutput, output });
   const { batch, length, heads, kvHeads, headDim, rope, positions = null } = shape;
   const device = qkv.device;
   const sizes = [batch, length, heads, kvHeads, headDim] as const;
   checkWorkspace("attention backward", workspace, device.size("mantou_attention_backward_workspace", ...sizes));
-  const { q, k, v, stride, scale } = unpack(qkv, shape);
-  const d = unpack(dQkv, shape);
+  const { q, k, v, stride, scale } = unpack(qkv, shape, values);
+  const d = unpack(dQkv, shape, dValues);
   const inputs = [scale, dOutput, q, stride, k, v, stride, rope, positions, output, lse] as const;
   checkFloat32("attention backward", { lse, rope });
   const type = typeOf("attention backward", { dQkv, dOutput, qkv, output });
@@ -235,10 +260,19 @@ export function attentionBackward(
  */
 export function attentionCached(
   output: Tensor,
-  given: { qkv: Tensor; kCache: Tensor; vCache: Tensor; capacity: number; starts: Tensor; slots?: Tensor | null },
+  given: {
+    qkv: Tensor;
+    /** As in attentionForward. */
+    values?: Tensor;
+    kCache: Tensor;
+    vCache: Tensor;
+    capacity: number;
+    starts: Tensor;
+    slots?: Tensor | null;
+  },
   shape: AttentionShape,
 ): void {
-  const { qkv, kCache, vCache, capacity, starts, slots = null } = given;
+  const { qkv, values, kCache, vCache, capacity, starts, slots = null } = given;
   const { batch, length, heads, kvHeads, headDim, rope } = shape;
   checkAttention("attention (cached)", qkv, output, shape);
   const slotCount = kCache.count / (capacity * kvHeads * headDim);
@@ -246,7 +280,7 @@ export function attentionCached(
   check(fits && (!rope || rope.count / headDim >= capacity), "attention (cached)", { qkv, kCache, vCache, rope });
   const areIndices = [starts, slots].every((each) => !each || (each.dtype === "int32" && each.count === batch));
   check(areIndices, "attention (cached)", { qkv, starts, slots });
-  const { q, k, v, stride, scale } = unpack(qkv, shape);
+  const { q, k, v, stride, scale } = unpack(qkv, shape, values);
   const sizes = [batch, length, starts, slots, slotCount, capacity, heads, kvHeads, headDim, scale] as const;
   const inputs = [q, stride, k, v, stride, rope] as const;
   const type = typeOf("attention (cached)", { output, qkv, kCache, vCache });

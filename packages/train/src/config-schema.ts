@@ -50,6 +50,10 @@ const modelSchema = z
       .enum(["swiglu", "silu"])
       .default("swiglu")
       .meta({ description: "feed-forward layer: gated, or plain with SiLU" }),
+    qkNorm: z
+      .boolean()
+      .default(false)
+      .meta({ description: "normalise every head of queries and keys, without gains, which bounds the scores" }),
     tieEmbeddings: z.boolean().default(false).meta({ description: "use the token embedding as the output layer too" }),
   })
   .prefault({})

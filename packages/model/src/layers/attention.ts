@@ -1,12 +1,15 @@
 /**
  * Causal multi-head self-attention with rotary position embedding (Vaswani et al. 2017, Su et al. 2021), grouped-query:
- * q | k | v = x [Wq; Wk; Wv]ᵀ in one product, output = softmax(q kᵀ / √headDim) v Woᵀ.
+ * q | k | v = x [Wq; Wk; Wv]ᵀ in one product, output = softmax(q kᵀ / √headDim) v Woᵀ. With `qkNorm`, every head of q and
+ * k is brought to a root mean square of 1 first, which bounds the scores (Henry et al. 2020, "Query-key normalization";
+ * here without gains).
  */
 import type { Activations } from "../activations.ts";
 import type { ResolvedModelConfig } from "../config.ts";
 import { type AttentionShape, attentionBackward, attentionForward } from "../operations.ts";
 import type { ParameterStore } from "../parameters.ts";
 import type { Tensor } from "../tensor.ts";
+import { HeadNorm } from "./head-norm.ts";
 import { Linear } from "./linear.ts";
 
 /** The sizes of a model's attention, without batch and length. */
@@ -22,6 +25,9 @@ export class Attention {
   #lse: Tensor;
   #dQkv: Tensor;
   #packed: Tensor | undefined;
+  #headNorm: HeadNorm | null;
+  /** The packed rows with q and k normalised. */
+  #normed: Tensor | undefined;
 
   constructor(
     store: ParameterStore,
@@ -41,13 +47,15 @@ export class Attention {
     const { heads, kvHeads, headDim } = headShape(config);
     const sizes = [batchSize, contextLength, heads, kvHeads, headDim] as const;
     activations.reserve(store.device.size("mantou_attention_backward_workspace", ...sizes));
+    this.#headNorm = config.qkNorm ? new HeadNorm(qkv.weight.rows, headDim, activations) : null;
   }
 
   /** x [batch·length, dModel] → the same shape. */
   forward(x: Tensor, length: number): Tensor {
     this.#packed = this.#qkv.forward(x);
     const attended = this.#attended.slice(0, x.rows);
-    attentionForward(attended, this.#lseOf(x.rows), this.#packed, this.#shape(x.rows, length));
+    this.#normed = this.#headNorm?.forward(this.#packed) ?? this.#packed;
+    attentionForward(attended, this.#lseOf(x.rows), this.#normed, this.#shape(x.rows, length), this.#packed);
     return this.#out.forward(attended);
   }
 
@@ -56,8 +64,18 @@ export class Attention {
     const rows = dy.rows;
     const dOutput = this.#out.backward(dy);
     const [dQkv, output] = [this.#dQkv.slice(0, rows), this.#attended.slice(0, rows)];
-    const given = { dOutput, qkv: this.#packed!, output, lse: this.#lseOf(rows) };
-    attentionBackward(dQkv, { ...given, workspace: this.activations.workspace }, this.#shape(rows, length));
+    const { workspace } = this.activations;
+    const given = { dOutput, qkv: this.#normed!, values: this.#packed!, output, lse: this.#lseOf(rows), workspace };
+    if (this.#headNorm === null) {
+      attentionBackward(dQkv, given, this.#shape(rows, length));
+    } else {
+      // v does not pass through the norm: its gradient goes around it.
+      const dNormed = this.#headNorm.gradient(rows);
+      dQkv.zero();
+      dNormed.zero();
+      attentionBackward(dNormed, { ...given, dValues: dQkv }, this.#shape(rows, length));
+      this.#headNorm.backward(dQkv, dNormed, this.#packed!);
+    }
     return this.#qkv.backward(dQkv);
   }
 
