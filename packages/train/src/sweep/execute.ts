@@ -1,16 +1,19 @@
 /** Runs a sweep: prepares the data once, trains each run in a process of its own, in turn or several at once. */
-import { existsSync, mkdirSync, openSync, readFileSync } from "node:fs";
+import { closeSync, existsSync, mkdirSync, openSync, readFileSync } from "node:fs";
 import { availableParallelism, freemem } from "node:os";
 import { join } from "node:path";
 import { writeAtomically, type Device } from "@mantou/model";
-import { choose, chooseBatchSizes, settled } from "../config.ts";
+import { type ResolvedConfig, choose, chooseBatchSizes, settled } from "../config.ts";
 import { UserError } from "../errors.ts";
-import { checkSources, checkTextLengths, prepareData, prepareTokenizer } from "../prepare.ts";
+import { checkSources, checkTextLengths, isTokenFile, prepareData, prepareTokenizer } from "../prepare.ts";
 import { RunDirectory } from "../run.ts";
 import { readUpdate } from "../dashboard/data.ts";
 import { isDirectory } from "../shards.ts";
 import { type Sweep, type SweepRun, resolveRun } from "./plan.ts";
 import type { RunOutcome } from "./results.ts";
+
+/** Memory of a training process besides its model's. */
+const PROGRAM_BYTES = 3e8;
 
 export interface SweepEvents {
   /** Preparing the data. */
@@ -44,7 +47,7 @@ export function checkSweep(sweep: Sweep): number {
 function prepareShared(sweep: Sweep, options: SweepOptions, events: SweepEvents): Record<string, unknown> {
   const { config } = resolveRun(sweep, { name: "base", settings: sweep.base, own: new Map() });
   const { directory, device } = options;
-  const isReady = config.data !== undefined && (isDirectory(config.data) || /\.(bin|npy|raw|u16)$/.test(config.data));
+  const isReady = config.data !== undefined && (isDirectory(config.data) || isTokenFile(config.data));
   if (isReady) return {};
   const progress = (label: string, done: number, total: number) => events.onProgress?.(label, done, total);
   const tokenizer = prepareTokenizer(directory, config, progress);
@@ -144,6 +147,7 @@ async function trainOne(
     stderr: "pipe",
     stdin: "ignore",
   });
+  closeSync(log);
   running.set(run.name, child);
   const stderr = await new Response(child.stderr).text();
   if ((await child.exited) === 0) return { status: "finished" };
@@ -151,25 +155,25 @@ async function trainOne(
   return { status: /^error: step \d+ diverged/m.test(message) ? "diverged" : "failed", message };
 }
 
-/** As many runs as have their threads, and four times the size of their largest model in free memory. */
+/** As many runs as have their threads, and the memory of the largest of them. */
 function autoParallel(sweep: Sweep): number {
-  const needs = sweep.runs.map((run) => {
-    const resolved = resolveRun(sweep, run);
-    chooseBatchSizes(resolved, "cpu");
-    for (const [path, value] of [
-      ["device", "cpu"],
-      ["precision", "fp32"],
-      ["threads", availableParallelism()],
-      ["model.vocabSize", resolved.config.tokenizer.vocabSize],
-    ] as const)
-      choose(resolved, path, value, "");
-    const { threads, model, microBatchSize } = settled(resolved);
-    const weights =
-      model.numLayers * (4 * model.dModel ** 2 + 3 * model.dModel * model.dFf) + 2 * model.vocabSize * model.dModel;
-    const activations = microBatchSize * model.contextLength * model.numLayers * (20 * model.dModel + 4 * model.dFf);
-    return { threads, bytes: 16 * weights + 4 * activations + 3e8 };
-  });
+  const needs = sweep.runs.map((run) => needOf(resolveRun(sweep, run)));
   const threads = Math.max(...needs.map((need) => need.threads));
   const bytes = Math.max(...needs.map((need) => need.bytes));
   return Math.max(1, Math.min(Math.floor(availableParallelism() / threads), Math.floor(freemem() / bytes)));
+}
+
+/** Threads and about the bytes that a run takes on the CPU: weights, gradients and moments, activations, the program. */
+function needOf(resolved: ResolvedConfig): { threads: number; bytes: number } {
+  const { config } = resolved;
+  choose(resolved, "device", "cpu", "as a sweep counts");
+  choose(resolved, "precision", "fp32", "as a sweep counts");
+  choose(resolved, "threads", availableParallelism(), "as a sweep counts");
+  choose(resolved, "model.vocabSize", config.tokenizer.vocabSize, "as a sweep counts");
+  chooseBatchSizes(resolved, "cpu");
+  const { threads, model, microBatchSize } = settled(resolved);
+  const { numLayers, dModel, dFf, vocabSize, contextLength } = model;
+  const weights = numLayers * (4 * dModel ** 2 + 3 * dModel * dFf) + 2 * vocabSize * dModel;
+  const activations = microBatchSize * contextLength * numLayers * (20 * dModel + 4 * dFf);
+  return { threads, bytes: 16 * weights + 4 * activations + PROGRAM_BYTES };
 }
