@@ -28,29 +28,31 @@ export function measurePeak(device: Device, type: FloatType): number {
   return (2 * size ** 3) / (best / 1000);
 }
 
-/** The norms of weights and of one update. */
+/** The norms of weights and of one update. Weights are compared one by one: all of them may not fit into one array. */
 export class UpdateProbe {
-  #before: Float32Array<ArrayBuffer> | undefined;
+  #before = new Map<string, Float32Array<ArrayBuffer>>();
 
   constructor(readonly model: TransformerLM) {}
 
   /** Copies the weights before an update. */
   begin(): void {
-    const { values } = this.model.store;
-    this.#before ??= new Float32Array(new ArrayBuffer(values.count * 4));
-    values.download(this.#before);
+    for (const { name, value } of this.model.parameters().values()) {
+      const copy = this.#before.get(name) ?? new Float32Array(new ArrayBuffer(value.count * 4));
+      value.download(copy);
+      this.#before.set(name, copy);
+    }
   }
 
   /** Compares the weights after it. */
   end(): { paramNorm: number; updateRatio: number; norms: Record<string, number> } {
-    const before = this.#before;
-    if (before === undefined) throw new Error("end() needs begin()");
-    const after = this.model.store.values.toFloat32Array();
     const norms: Record<string, number> = {};
     let [weights, change] = [0, 0];
-    for (const { name, offset, value } of this.model.parameters().values()) {
+    for (const { name, value } of this.model.parameters().values()) {
+      const before = this.#before.get(name);
+      if (before === undefined) throw new Error("end() needs begin()");
+      const after = value.toFloat32Array();
       let sum = 0;
-      for (let i = offset; i < offset + value.count; i++) {
+      for (let i = 0; i < after.length; i++) {
         sum += after[i] * after[i];
         change += (after[i] - before[i]) * (after[i] - before[i]);
       }

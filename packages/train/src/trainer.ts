@@ -216,7 +216,7 @@ export async function train(
       appendSample(run.samples, at, text);
       events.onSample?.(at, text);
     }
-    const isBest = config.keepBest && at === bestStep(history);
+    const isBest = config.keepBest && metrics.valLoss !== undefined && at === bestStep(history);
     if (due(config.checkpointInterval, at) || isBest) await checkpoint(at);
   };
 
