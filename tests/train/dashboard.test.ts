@@ -225,7 +225,9 @@ describe("the server", () => {
     writeFileSync(run.config, "{");
     const data = readRun(run.path, "odd");
     expect(data.facts).toEqual([]);
-    expect(pageHtml("a <b>", { live: false, main: "odd", runs: [data] })).toContain("<title>a &lt;b></title>");
+    expect(pageHtml("a <b>", { live: false, main: "odd", axis: "step", runs: [data] })).toContain(
+      "<title>a &lt;b></title>",
+    );
     expect(listRuns(place.path("runs"))).toContain("odd");
     const many = makeRun("many", 300);
     const thin = readRun(many.path, "many", 50).columns;

@@ -36,6 +36,8 @@ export interface TrainerEvents {
   onValidation?(step: number, loss: number): void;
   onSample?(step: number, text: string): void;
   onCheckpoint?(path: string): void;
+  /** All steps are done and written down, but for the last checkpoint, which makes the run a finished one. */
+  onComplete?(): void;
   /** The run diverged and goes on from `step`. */
   onRollback?(step: number): void;
   onWarning?(message: string): void;
@@ -143,6 +145,7 @@ export async function train(
   const checkpoint = async (step: number) => {
     // What a checkpoint's run goes on after must be on the disk before it.
     metricsFile.flush();
+    if (step === steps) events.onComplete?.();
     const path = join(run.checkpoints, checkpointName(step));
     const best = bestStep(history);
     const keeps = (old: number) =>

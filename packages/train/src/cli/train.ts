@@ -149,6 +149,9 @@ await runCommand(async (argv) => {
       onSample(step, text) {
         bar.print(`${style.dim(`── sample after step ${step}`)}\n${text.trim()}\n`);
       },
+      onComplete() {
+        writeReport(run);
+      },
       onRollback(step) {
         bar.finish();
         bar = new ProgressBar({ total: config.steps, start: step });
@@ -163,7 +166,7 @@ await runCommand(async (argv) => {
   });
   bar.finish();
   process.off("SIGINT", onSignal).off("SIGTERM", onSignal);
-  writeReport(run);
+  if (outcome.stopped) writeReport(run);
   report(outcome, run, say);
 });
 

@@ -42,7 +42,7 @@ const page = JSON.parse(document.getElementById("data")!.textContent!) as PageDa
 const shown: Shown[] = page.runs.map((run, i) => {
   return { run, color: COLORS[i % COLORS.length], visible: true, next: 0 };
 });
-let axis: "step" | "time" | "tokens" = "step";
+let axis = page.axis;
 let smoothing = 0.9;
 
 const byId = (id: string) => document.getElementById(id)!;

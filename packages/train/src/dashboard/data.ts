@@ -41,6 +41,8 @@ export interface PageData {
   live: boolean;
   /** The run that is looked at; others are drawn beside it. */
   main: string;
+  /** What curves are drawn over at first. */
+  axis: "step" | "time" | "tokens";
   runs: RunData[];
 }
 

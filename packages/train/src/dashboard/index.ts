@@ -35,7 +35,12 @@ export async function watchRun(run: RunDirectory, port: number): Promise<Disposa
 export function writeReport(run: RunDirectory): string {
   const path = join(run.path, "report.html");
   const name = basename(run.path);
-  const html = pageHtml(name, { live: false, main: name, runs: [readRun(run.path, name, REPORT_POINTS)] });
+  const html = pageHtml(name, {
+    live: false,
+    main: name,
+    axis: "step",
+    runs: [readRun(run.path, name, REPORT_POINTS)],
+  });
   writeAtomically(path, [new TextEncoder().encode(html)]);
   return path;
 }

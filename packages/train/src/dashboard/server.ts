@@ -35,7 +35,7 @@ export function serveDashboard({ runsDir, name, port }: ServeRequest) {
       if (url.pathname === "/") {
         const others = listRuns(runsDir).filter((other) => other !== name);
         const runs = [name, ...others.slice(-MOST)].map((each) => readRun(join(runsDir, each), each));
-        return new Response(pageHtml(`Mantou: ${name}`, { live: true, main: name, runs }), {
+        return new Response(pageHtml(`Mantou: ${name}`, { live: true, main: name, axis: "step", runs }), {
           headers: { "content-type": "text/html; charset=utf-8", "cache-control": "no-store" },
         });
       }

@@ -89,7 +89,7 @@ export function writeResults(
     tables.push(htmlTable(name, question, best));
   }
   const finished = ranked(rows)[0]?.name ?? sweep.runs[0].name;
-  const page = { live: false, main: finished, runs: [...data.values()] };
+  const page = { live: false, main: finished, axis: "tokens" as const, runs: [...data.values()] };
   write("results.html", pageHtml(sweep.name, page, tables.join("\n")));
   write("results.md", `${parts.join("\n\n")}\n`);
   return join(directory, "results.md");

@@ -7,18 +7,23 @@ const [WIDTH, HEIGHT] = [760, 380];
 const MARGIN = { left: 52, right: 160, top: 34, bottom: 40 };
 const COLORS = ["#2563eb", "#dc2626", "#16a34a", "#9333ea", "#ea580c", "#0891b2", "#be185d", "#65a30d", "#a16207"];
 
-/** Validation losses over the tokens seen, of one run or more; training losses, thin, where they are all there is. */
+/** Validation losses over the tokens seen, of one run or more; training losses of runs that ended before a validation. */
 export function curvesSvg(title: string, runs: { label: string; data: RunData }[]): string {
   const curves = runs.map(({ label, data: { columns } }, i) => {
-    const points = columns.tokens.flatMap((tokens, row): [number, number][] => {
-      const loss = columns.valLoss[row];
-      return tokens === null || loss === null ? [] : [[tokens, loss]];
-    });
-    return { label, points, color: COLORS[i % COLORS.length], dash: i >= COLORS.length ? "6 3" : "none" };
+    const pointsOf = (losses: (number | null)[]) =>
+      columns.tokens.flatMap((tokens, row): [number, number][] => {
+        const loss = losses[row];
+        return tokens === null || loss === null ? [] : [[tokens, loss]];
+      });
+    const validation = pointsOf(columns.valLoss);
+    const isValidated = validation.length > 0;
+    const points = isValidated ? validation : pointsOf(columns.loss);
+    return { label, points, isValidated, color: COLORS[i % COLORS.length], dash: i < COLORS.length ? "none" : "6 3" };
   });
   const all = curves.flatMap(({ points }) => points);
   const xs = all.map(([x]) => x);
-  const ys = all.map(([, y]) => y).toSorted((a, b) => a - b);
+  const scaled = curves.filter(({ isValidated }) => isValidated).flatMap(({ points }) => points);
+  const ys = (scaled.length > 0 ? scaled : all).map(([, y]) => y).toSorted((a, b) => a - b);
   const [maxX, minY] = [Math.max(1, ...xs), ys[0] ?? 0];
   // One run that went astray must not squeeze the others into a line.
   const maxY = Math.max(minY + 0.1, ys[Math.floor(ys.length * 0.98)] ?? 1);
@@ -40,7 +45,7 @@ export function curvesSvg(title: string, runs: { label: string; data: RunData }[
     parts.push(text(x(tick), HEIGHT - MARGIN.bottom + 18, "middle", formatCount(tick)));
   }
   parts.push(text(MARGIN.left + plotWidth / 2, HEIGHT - 6, "middle", "tokens"));
-  curves.forEach(({ label, points, color, dash }, i) => {
+  curves.forEach(({ label, points, isValidated, color, dash }, i) => {
     const path = points.map(([tokens, loss]) => `${x(tokens).toFixed(1)},${y(loss).toFixed(1)}`).join(" ");
     parts.push(
       `<polyline points="${path}" fill="none" stroke="${color}" stroke-width="2" stroke-dasharray="${dash}"/>`,
@@ -50,7 +55,7 @@ export function curvesSvg(title: string, runs: { label: string; data: RunData }[
     parts.push(
       `<line x1="${left}" y1="${top}" x2="${left + 18}" y2="${top}" stroke="${color}" stroke-width="3" stroke-dasharray="${dash}"/>`,
     );
-    const last = points.at(-1)?.[1];
+    const last = isValidated ? points.at(-1)?.[1] : undefined;
     parts.push(text(left + 24, top + 4, "start", `${label}${last === undefined ? "" : ` ${last.toFixed(2)}`}`));
   });
   return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${WIDTH} ${HEIGHT}" width="${WIDTH}" height="${HEIGHT}" font-family="system-ui, sans-serif" font-size="12" fill="#404040">
