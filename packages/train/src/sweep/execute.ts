@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { writeAtomically, type Device } from "@mantou/model";
 import { type ResolvedConfig, choose, chooseBatchSizes, settled } from "../config.ts";
 import { UserError } from "../errors.ts";
+import { planTraining } from "../plan.ts";
 import { checkSources, checkTextLengths, isTokenFile, prepareData, prepareTokenizer } from "../prepare.ts";
 import { RunDirectory } from "../run.ts";
 import { readUpdate } from "../dashboard/data.ts";
@@ -163,17 +164,14 @@ function autoParallel(sweep: Sweep): number {
   return Math.max(1, Math.min(Math.floor(availableParallelism() / threads), Math.floor(freemem() / bytes)));
 }
 
-/** Threads and about the bytes that a run takes on the CPU: weights, gradients and moments, activations, the program. */
+/** Threads and bytes that a run takes on the CPU. */
 function needOf(resolved: ResolvedConfig): { threads: number; bytes: number } {
-  const { config } = resolved;
   choose(resolved, "device", "cpu", "as a sweep counts");
   choose(resolved, "precision", "fp32", "as a sweep counts");
   choose(resolved, "threads", availableParallelism(), "as a sweep counts");
-  choose(resolved, "model.vocabSize", config.tokenizer.vocabSize, "as a sweep counts");
+  choose(resolved, "model.vocabSize", resolved.config.tokenizer.vocabSize, "as a sweep counts");
   chooseBatchSizes(resolved, "cpu");
-  const { threads, model, microBatchSize } = settled(resolved);
-  const { numLayers, dModel, dFf, vocabSize, contextLength } = model;
-  const weights = numLayers * (4 * dModel ** 2 + 3 * dModel * dFf) + 2 * vocabSize * dModel;
-  const activations = microBatchSize * contextLength * numLayers * (20 * dModel + 4 * dFf);
-  return { threads, bytes: 16 * weights + 4 * activations + PROGRAM_BYTES };
+  const config = settled(resolved);
+  const { total, checkpointCopy } = planTraining(config);
+  return { threads: config.threads, bytes: total + checkpointCopy + PROGRAM_BYTES };
 }
