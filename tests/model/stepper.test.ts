@@ -3,7 +3,7 @@
  * that behaves as badly as a GPU may (see queueing.ts).
  */
 import { describe, expect, test } from "bun:test";
-import { AdamW, type Device, Stepper, TransformerLM, openDevice } from "@mantou/model";
+import { AdamW, type Device, Muon, Stepper, TransformerLM, openDevice } from "@mantou/model";
 import { goldenTrajectory } from "../support/golden.ts";
 import { randomInts } from "../support/ndarray.ts";
 import { queueing } from "../support/queueing.ts";
@@ -20,17 +20,22 @@ function batchOf(step: number, part: number) {
 
 const rateOf = (step: number) => 1e-2 / (step + 1);
 
-function setUp(device: Device, precision: "fp32" | "bf16") {
+interface Case {
+  precision: "fp32" | "bf16";
+  Optimizer: typeof AdamW | typeof Muon;
+}
+
+function setUp(device: Device, { precision, Optimizer }: Case) {
   const model = new TransformerLM(golden.config, { device, weights: golden.initial, batchSize, precision });
-  const optimizer = new AdamW(model.parameters(), { betas: [0.9, 0.95], weightDecay: 0.1 });
+  const optimizer = new Optimizer(model.parameters(), { betas: [0.9, 0.95], weightDecay: 0.1 });
   return { model, optimizer, [Symbol.dispose]: () => [optimizer, model].forEach((each) => each[Symbol.dispose]()) };
 }
 
 type Trained = { results: { loss: number; gradNorm: number }[]; weights: Float32Array; validation: number };
 
-function waiting(precision: "fp32" | "bf16"): Trained {
+function waiting(how: Case): Trained {
   using device = openDevice("cpu", { threads: 1 });
-  using trained = setUp(device, precision);
+  using trained = setUp(device, how);
   const { model, optimizer } = trained;
   const results = Array.from({ length: steps }, (_, step) => {
     optimizer.zeroGrad();
@@ -47,8 +52,8 @@ function waiting(precision: "fp32" | "bf16"): Trained {
 }
 
 /** The same with each step finished when the next one is queued. */
-function queued(device: Device, precision: "fp32" | "bf16"): Trained {
-  using trained = setUp(device, precision);
+function queued(device: Device, how: Case): Trained {
+  using trained = setUp(device, how);
   const { model, optimizer } = trained;
   using stepper = new Stepper(model, optimizer, { parts, maxNorm });
   const results: Trained["results"] = [];
@@ -62,19 +67,23 @@ function queued(device: Device, precision: "fp32" | "bf16"): Trained {
   return { results, validation: model.loss(inputs, targets), weights: model.store.values.toFloat32Array() };
 }
 
-describe.each(["fp32", "bf16"] as const)("queued steps in %s", (precision) => {
-  const expected = waiting(precision);
+const cases = (["fp32", "bf16"] as const).flatMap((precision) =>
+  [AdamW, Muon].map((Optimizer): [string, Case] => [`${precision} with ${Optimizer.name}`, { precision, Optimizer }]),
+);
+
+describe.each(cases)("queued steps in %s", (_, how) => {
+  const expected = waiting(how);
 
   test("on the CPU", () => {
     using device = openDevice("cpu", { threads: 1 });
-    expect(queued(device, precision)).toEqual(expected);
+    expect(queued(device, how)).toEqual(expected);
   });
 
   for (const copies of ["late", "early"] as const) {
     test(`on a device that queues, copying as ${copies} as it may, with captured work`, () => {
       using device = openDevice("cpu", { threads: 1 });
       const counts = queueing(device, copies);
-      expect(queued(device, precision)).toEqual(expected);
+      expect(queued(device, how)).toEqual(expected);
       // Forward and backward of a part, and the update; all but their first runs are replays.
       expect(counts).toEqual({ captured: 2, replayed: steps * parts - 1 + steps - 1 });
     });
@@ -83,7 +92,7 @@ describe.each(["fp32", "bf16"] as const)("queued steps in %s", (precision) => {
 
 test("refuses a third step in flight, tokens outside the vocabulary and batches of another size", () => {
   using device = openDevice("cpu", { threads: 1 });
-  using trained = setUp(device, "fp32");
+  using trained = setUp(device, { precision: "fp32", Optimizer: AdamW });
   using stepper = new Stepper(trained.model, trained.optimizer, { parts: 1, maxNorm });
   expect(() => stepper.finish()).toThrow("no step is queued");
   const { inputs, targets } = batchOf(0, 0);
