@@ -21,8 +21,9 @@ static float forward_row(int64_t dim, float eps, const T* input, const T* residu
   T* kept = sum ? sum : residual ? output : nullptr;
   for_vectors(dim, [&](int64_t i, auto lanes) {
     Vector x = load(input + i, lanes);
-    if (residual) x = rounded_to<T>(x + load(residual + i, lanes));
+    if (residual) x += load(residual + i, lanes);
     if (kept) store(kept + i, x, lanes);
+    x = rounded_to<T>(x);
     squares += x * x;
   });
   const float rstd = 1.0f / std::sqrt(horizontal_sum(squares) / static_cast<float>(dim) + eps);

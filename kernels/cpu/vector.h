@@ -11,6 +11,10 @@
 #include <cstring>
 #include <type_traits>
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #include "dispatch.h"
 
 MANTOU_NAMESPACE
@@ -45,8 +49,7 @@ typedef uint16_t HalfVector __attribute__((vector_size(LANES * 2)));
 // Rounds to nearest, ties to even, in the upper half of the result. A NaN stays one.
 inline BitsVector round_to_bfloat16(Vector value) {
   const BitsVector bits = (BitsVector)value;
-  const BitsVector rounded = bits + 0x7fff + (bits >> 16 & 1);
-  return (bits & 0x7fffffff) > 0x7f800000 ? bits | 0x400000 : rounded;
+  return value == value ? bits + 0x7fff + (bits >> 16 & 1) : bits | 0x400000;
 }
 
 inline bfloat16 to_bfloat16(float value) {
@@ -72,15 +75,38 @@ inline T from_float(float value) {
   else return value;
 }
 
+// The conversions between 16 and 32 bits are intrinsics where there are instructions for them: the compilers' own take
+// several, and the arithmetic would no longer hide behind the memory. (With a mask of all lanes, since GCC 12 warns of
+// an uninitialised register in the others.)
+#if defined(__AVX512F__)
+constexpr __mmask16 ALL = 0xffff;
+#endif
+
 inline Vector load(const bfloat16* from) {
+#if defined(__AVX512F__)
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  return (Vector)((BitsVector)_mm512_maskz_cvtepu16_epi32(ALL, bits) << 16);
+#elif defined(__AVX2__)
+  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  return (Vector)((BitsVector)_mm256_cvtepu16_epi32(bits) << 16);
+#else
   HalfVector bits;
   std::memcpy(&bits, from, sizeof bits);
   return (Vector)(__builtin_convertvector(bits, BitsVector) << 16);
+#endif
 }
 
 inline void store(bfloat16* to, Vector value) {
-  const HalfVector bits = __builtin_convertvector(round_to_bfloat16(value) >> 16, HalfVector);
-  std::memcpy(to, &bits, sizeof bits);
+  const BitsVector bits = round_to_bfloat16(value) >> 16;
+#if defined(__AVX512F__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_maskz_cvtepi32_epi16(ALL, (__m512i)bits));
+#elif defined(__AVX2__)
+  const __m256i halves = _mm256_packus_epi32((__m256i)bits, (__m256i)bits);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_castsi256_si128(_mm256_permute4x64_epi64(halves, 0x08)));
+#else
+  const HalfVector halves = __builtin_convertvector(bits, HalfVector);
+  std::memcpy(to, &halves, sizeof halves);
+#endif
 }
 
 // What memory of type T keeps of a value.
