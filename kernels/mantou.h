@@ -198,7 +198,7 @@ MANTOU_API int32_t mantou_embedding_forward(mantou_context* context, int32_t dty
 
 MANTOU_API int64_t mantou_embedding_backward_workspace(int64_t rows, int64_t vocab_size, int64_t dim);
 
-/* dweight[tokens[row], :] += doutput[row, :], in row order. */
+/* dweight[tokens[row], :] += doutput[row, :], added up in a fixed order. */
 MANTOU_API int32_t mantou_embedding_backward(mantou_context* context, int32_t dtype, int64_t rows, int64_t vocab_size,
                                              int64_t dim, const int32_t* tokens, const void* doutput, float* dweight,
                                              void* workspace);

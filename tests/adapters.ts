@@ -4,14 +4,23 @@
  *
  * Convention: `NdArray` is row-major; leading dimensions are batches; `backend` names the device ("cpu" by default).
  */
-import { AdamW, type Device, type NdArray, ParameterStore, TransformerLM, functional, openDevice } from "@mantou/model";
+import {
+  AdamW,
+  type Device,
+  type Emulation,
+  type NdArray,
+  ParameterStore,
+  TransformerLM,
+  functional,
+  openDevice,
+} from "@mantou/model";
 import { Tokenizer } from "@mantou/tokenizer";
 import { trainFromFilesSync } from "@mantou/tokenizer/files";
 import { ArrayTokens, BatchReader, type CheckpointTarget, type TokenSource } from "@mantou/train";
 import { cosineLearningRate, loadCheckpoint, saveCheckpoint } from "@mantou/train";
 
 export type { NdArray };
-export type Backend = "cpu" | "cuda";
+export type Backend = "cpu" | "cuda" | "emulated";
 
 interface OnBackend {
   backend?: Backend;
@@ -19,9 +28,14 @@ interface OnBackend {
 
 const devices = new Map<Backend, Device>();
 
+/** A new device of a backend. $MANTOU_EMULATION says how the emulated one is checked. */
+export function openBackend(backend: Backend, threads = 0): Device {
+  return openDevice(backend, { threads, emulation: process.env.MANTOU_EMULATION as Emulation | undefined });
+}
+
 /** The device of a backend, opened once. */
 export function deviceFor(backend: Backend = "cpu"): Device {
-  const device = devices.get(backend) ?? openDevice(backend);
+  const device = devices.get(backend) ?? openBackend(backend);
   devices.set(backend, device);
   return device;
 }

@@ -9,7 +9,9 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "dispatch.h"
+#include "dispatch.h"  // before mantou.h is included elsewhere
+
+#include "../errors.h"
 
 // Bytes of scratch memory that each thread owns (packed blocks of matrices, attention tiles).
 constexpr int64_t SCRATCH_BYTES = int64_t{4} << 20;
@@ -24,13 +26,6 @@ struct mantou_context {
     return reinterpret_cast<T*>(scratch + thread * SCRATCH_BYTES);
   }
 };
-
-namespace mantou {
-
-// Keeps the text for mantou_last_error and returns `status`.
-__attribute__((format(printf, 2, 3))) int32_t fail(int32_t status, const char* format, ...);
-
-}  // namespace mantou
 
 MANTOU_NAMESPACE
 
@@ -53,20 +48,6 @@ void parallel_elements(const mantou_context* context, int64_t count, const Body&
 
 }
 }  // namespace mantou
-
-// Returns MANTOU_INVALID_ARGUMENT from the calling function, naming it and what was wrong, unless `condition` holds.
-#define CHECK(condition, ...)                                                     \
-  do {                                                                            \
-    if (!(condition)) return mantou::fail(MANTOU_INVALID_ARGUMENT, __VA_ARGS__); \
-  } while (0)
-
-#define CHECK_NOT_NULL(pointer) CHECK((pointer) != nullptr, "%s: " #pointer " is null", __func__)
-
-#define CHECK_NOT_NEGATIVE(size) \
-  CHECK((size) >= 0, "%s: " #size " is %lld; it must not be negative", __func__, static_cast<long long>(size))
-
-#define CHECK_DTYPE(dtype) \
-  CHECK((dtype) == MANTOU_FLOAT32 || (dtype) == MANTOU_BFLOAT16, "%s: unknown " #dtype " %d", __func__, (dtype))
 
 #include <omp.h>
 

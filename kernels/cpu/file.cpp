@@ -12,7 +12,7 @@
 #include <cstring>
 #include <new>
 
-#include "context.h"
+#include "../errors.h"
 
 struct mantou_file {
   char* path;

@@ -2,10 +2,11 @@
  * The backends that the conformance suite runs on. A new one joins here, and every test of this folder judges it.
  */
 import { describe } from "bun:test";
-import { type Device, type FloatType, openDevice } from "@mantou/model";
-import { type Backend, deviceFor } from "../adapters.ts";
+import type { Device, FloatType } from "@mantou/model";
+import { type Backend, deviceFor, openBackend } from "../adapters.ts";
 
-const backends: readonly Backend[] = ["cpu"];
+/** $MANTOU_BACKENDS names others, such as "cpu,emulated". */
+const backends = (process.env.MANTOU_BACKENDS ?? "cpu").split(",") as readonly Backend[];
 
 /**
  * Declares the tests of `body` once per backend. Devices are opened here, outside any test, because the first one may
@@ -39,7 +40,7 @@ export function equalDevices(backend: Backend): Device[] {
   const known = twins.get(backend);
   if (known) return known;
   const threads = backend === "cpu" ? [1, 2, 3] : [0];
-  const devices = threads.map((count) => openDevice(backend, { threads: count }));
+  const devices = threads.map((count) => openBackend(backend, count));
   twins.set(backend, devices);
   return devices;
 }

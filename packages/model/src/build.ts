@@ -33,7 +33,7 @@ const TARGETS: Record<string, string> =
       ? { neon: "" }
       : { generic: "" };
 
-const EXTENSION = process.platform === "darwin" ? "dylib" : "so";
+export const EXTENSION = process.platform === "darwin" ? "dylib" : "so";
 
 /** What a build needs and how it failed, in words for the person at the terminal. */
 export class BuildError extends Error {
@@ -90,7 +90,8 @@ export function buildCpuLibrary(options: BuildOptions = {}): string {
     .filter((name) => /\.(cpp|h)$/.test(name))
     .sort();
   const hash = createHash("sha256").update(JSON.stringify([FLAGS, TARGETS, compiler, process.arch]));
-  for (const path of [join(root, "kernels/mantou.h"), ...files.map((name) => join(sources, name))]) {
+  const headers = ["kernels/mantou.h", "kernels/errors.h"].map((name) => join(root, name));
+  for (const path of [...headers, ...files.map((name) => join(sources, name))]) {
     hash.update(basename(path)).update("\0").update(readFileSync(path)).update("\0");
   }
   const directory = join(options.directory ?? join(root, "build"), `cpu-${hash.digest("hex").slice(0, 16)}`);
@@ -154,7 +155,7 @@ function run(command: string[], compiler: Compiler): void {
 }
 
 /** Runs `work` while holding the lock file; waits for a live holder, takes over from a dead one. */
-function withLock<T>(path: string, work: () => T): T {
+export function withLock<T>(path: string, work: () => T): T {
   for (;;) {
     try {
       const file = openSync(path, "wx");

@@ -1,13 +1,16 @@
 /**
  * A device: one loaded backend with its threads and memory. Everything native happens through one.
  */
-import { buildCpuLibrary } from "./build.ts";
+import { readdirSync } from "node:fs";
+import { BuildError, buildCpuLibrary } from "./build.ts";
+import { type Emulation, buildCudaLibrary, buildEmulatedLibrary } from "./build-cuda.ts";
 import { type CallArguments, type Graph, type HostMemory, type MappedFile, type Memory } from "./native.ts";
 import { Native, NativeError } from "./native.ts";
 import { MemoryAccount, type MemoryKind } from "./memory.ts";
 import type { SymbolName } from "./symbols.ts";
 
-export type DeviceName = "cpu" | "cuda" | "auto";
+/** `emulated` runs the CUDA kernels on the CPU, slowly and with every check: for tests. */
+export type DeviceName = "cpu" | "cuda" | "emulated" | "auto";
 
 /**
  * What matrix products are computed in: float32, or bfloat16 with float32 sums. Norms' statistics, softmax, losses,
@@ -18,6 +21,8 @@ export type Precision = "fp32" | "bf16";
 export interface DeviceOptions {
   /** CPU threads; 0 or absent for as many as this process may run on. */
   threads?: number;
+  /** How `emulated` is checked. Default: plain. */
+  emulation?: Emulation;
   /** Receives the line that says a library was compiled. Default: standard error. */
   log?: (line: string) => void;
 }
@@ -30,7 +35,7 @@ export class Device implements Disposable {
   readonly isPlan: boolean = false;
 
   constructor(
-    readonly name: "cpu" | "cuda",
+    readonly name: Exclude<DeviceName, "auto">,
     /** Why this device: "asked for", or what `auto` found. */
     readonly reason: string,
     native: Native,
@@ -134,20 +139,50 @@ export function openPlanningDevice(name: "cpu" | "cuda", options: Pick<DeviceOpt
 }
 
 /**
- * Opens a device, compiling the CPU kernels first if need be. `auto` takes the best one that works here.
- * @throws BuildError without a compiler; NativeError for a device that this machine or version does not have
+ * Opens a device, compiling its kernels first if need be. `auto` takes the best one that works here, and its reason says
+ * why no better one does.
+ * @throws BuildError without a compiler; NativeError for a device that this machine does not have
  */
 export function openDevice(name: DeviceName = "auto", options: DeviceOptions = {}): Device {
-  const threads = options.threads ?? 0;
+  const { threads = 0, emulation = "plain", log } = options;
   if (!Number.isInteger(threads) || threads < 0 || threads > 4096) {
     throw new RangeError(`threads must be a whole number from 0 to 4096, not ${threads}`);
   }
-  if (name === "cuda") {
-    throw new NativeError("device cuda: this version has no CUDA backend yet; use --device cpu", 0);
+  switch (name) {
+    case "cpu":
+      return new Device("cpu", "asked for", new Native(buildCpuLibrary({ log }), { threads }));
+    case "cuda":
+      return openCuda("asked for", log);
+    case "emulated":
+      return new Device("emulated", "asked for", new Native(buildEmulatedLibrary(emulation, { log }), { threads }));
+    case "auto":
+      try {
+        return openCuda("a GPU was found", log);
+      } catch (error) {
+        if (!(error instanceof NativeError || error instanceof BuildError)) throw error;
+        return new Device("cpu", error.message, new Native(buildCpuLibrary({ log }), { threads }));
+      }
+    default:
+      throw new RangeError(`unknown device "${String(name)}": use "cpu", "cuda" or "auto"`);
   }
-  if (name !== "cpu" && name !== "auto") {
-    throw new RangeError(`unknown device "${String(name)}": use "cpu", "cuda" or "auto"`);
+}
+
+function openCuda(reason: string, log: DeviceOptions["log"]): Device {
+  // Asked before anything is compiled for a GPU that is not there.
+  if (!hasGpu()) {
+    throw new NativeError(
+      "device cuda: no NVIDIA GPU found (nothing like /dev/nvidia0 or /dev/dxg); use --device cpu",
+      0,
+    );
   }
-  const native = new Native(buildCpuLibrary({ log: options.log }), { threads });
-  return new Device("cpu", name === "cpu" ? "asked for" : "this version has no CUDA backend yet", native);
+  return new Device("cuda", reason, new Native(buildCudaLibrary({ log })));
+}
+
+/** Whether the driver has put a GPU among the machine's devices: Linux, WSL 2, Jetson. */
+export function hasGpu(directory = "/dev"): boolean {
+  try {
+    return readdirSync(directory).some((name) => /^(nvidia\d+|dxg|nvhost-gpu)$/.test(name));
+  } catch {
+    return false;
+  }
 }

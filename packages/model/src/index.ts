@@ -1,6 +1,7 @@
 /** @mantou/model: tensors on a native backend, the transformer with hand-written backward, AdamW, generation. */
 export { AdamW, type AdamWOptions } from "./adamw.ts";
 export { BuildError, buildCpuLibrary } from "./build.ts";
+export { type Emulation, buildCudaLibrary, buildEmulatedLibrary, buildEmulatedProgram } from "./build-cuda.ts";
 export { type ModelConfig, type ResolvedModelConfig, RMSNORM_EPS, resolveModelConfig } from "./config.ts";
 export { Decoder } from "./decoder.ts";
 export {
@@ -9,6 +10,7 @@ export {
   type DeviceOptions,
   PlanningDevice,
   type Precision,
+  hasGpu,
   openDevice,
   openPlanningDevice,
 } from "./device.ts";

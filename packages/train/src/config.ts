@@ -10,6 +10,7 @@
 
 import { existsSync, readFileSync } from "node:fs";
 import { basename, extname, join } from "node:path";
+import type { Device } from "@mantou/model";
 import { z } from "zod";
 import { type PartialConfig, type SettledConfig, type TrainConfig, trainConfigSchema } from "./config-schema.ts";
 import { UserError } from "./errors.ts";
@@ -203,7 +204,7 @@ function nameFromFile(path: string): string {
 }
 
 /** How many sequences a step has when `batchSize` is `"auto"`. */
-export function autoBatchSize(device: "cpu" | "cuda", contextLength: number): { value: number; reason: string } {
+export function autoBatchSize(device: Device["name"], contextLength: number): { value: number; reason: string } {
   const tokens = device === "cpu" ? 2048 : 16384;
   const where = device === "cpu" ? "a CPU" : "a GPU";
   return {
@@ -217,7 +218,7 @@ export function autoBatchSize(device: "cpu" | "cuda", contextLength: number): { 
  * activations, at about 20 dModel + 4 dFf numbers a layer and token, stay within a budget of memory.
  */
 export function autoMicroBatchSize(
-  device: "cpu" | "cuda",
+  device: Device["name"],
   batchSize: number,
   model: { contextLength: number; dModel: number; dFf: number; numLayers: number },
 ): { value: number; reason: string } {
@@ -230,7 +231,7 @@ export function autoMicroBatchSize(
 }
 
 /** Chooses the sizes of the batch and of its parts for a device. */
-export function chooseBatchSizes(resolved: ResolvedConfig, device: "cpu" | "cuda"): void {
+export function chooseBatchSizes(resolved: ResolvedConfig, device: Device["name"]): void {
   const { batchSize, microBatchSize } = resolved.config;
   const { model } = withChoices(resolved.config, resolved.choices);
   if (batchSize === "auto") {

@@ -1,0 +1,247 @@
+// Rows of a table chosen by token, and the sum of gradients back into the table.
+//
+// Backward sorts the rows by token, without comparing any (a counting sort), and then every token's sum has one owner:
+//   count    how often each token occurs in each chunk of CHUNK rows
+//   arrange  a place for each token that occurs, and within it for each chunk, in order
+//   place    writes the rows' numbers to their places, each chunk by one warp, in order
+//   add_up   sums the gradients of each token's rows
+// Tokens take their places in any order, but a token's rows always stand in theirs: the sums have the same bits each time.
+#include "context.h"
+
+using namespace mantou;
+
+// ---- forward -----------------------------------------------------------------------------------------------------
+
+namespace {
+
+template <typename T>
+struct Gather {
+  int64_t vocab_size, dim;
+  const int32_t* tokens;
+  const T* weight;
+  T* output;
+  Fault* fault;
+
+  template <int N>
+  DEVICE void at(int64_t i) const {
+    const RowColumn place = row_and_column(i / N, dim / N);
+    const int32_t token = tokens[place.row];
+    if (token < 0 || token >= vocab_size) {
+      if (place.column == 0) report_fault(fault, TOKEN_FORWARD, token, place.row, vocab_size);
+      return;
+    }
+    using Same = Pack<T, N>;
+    *reinterpret_cast<Same*>(output + i) =
+        *reinterpret_cast<const Same*>(weight + token * dim + place.column * N);
+  }
+};
+
+}  // namespace
+
+int32_t mantou_embedding_forward(mantou_context* context, int32_t dtype, int64_t rows, int64_t vocab_size, int64_t dim,
+                                 const int32_t* tokens, const void* weight, void* output) {
+  CHECK_NOT_NULL(context);
+  CHECK_DTYPE(dtype);
+  CHECK_NOT_NEGATIVE(rows);
+  CHECK_NOT_NEGATIVE(vocab_size);
+  CHECK_NOT_NEGATIVE(dim);
+  if (rows == 0 || dim == 0) return MANTOU_OK;
+  CHECK_NOT_NULL(tokens);
+  CHECK_NOT_NULL(weight);
+  CHECK_NOT_NULL(output);
+  const char* const name = __func__;
+  const bool vectors = in_vectors(dtype, dim, weight, output);
+  return with_type(dtype, [=](auto zero) {
+    using T = decltype(zero);
+    const Gather<T> gather{vocab_size, dim, tokens, static_cast<const T*>(weight), static_cast<T*>(output),
+                           context->fault};
+    return for_elements<LANES<T>>(context, name, rows * dim, vectors, gather);
+  });
+}
+
+// ---- backward ----------------------------------------------------------------------------------------------------
+
+namespace {
+
+constexpr int64_t CHUNK = 1024;
+constexpr int THREADS = 256;
+
+// The workspace. `counts` [chunks, vocab_size] becomes the place where a chunk's next row of that token goes.
+struct Sorting {
+  int32_t* counts;
+  int32_t* totals;   // [2]: rows placed, tokens that occur
+  int32_t* present;  // [vocab_size]: which these are
+  int32_t* starts;   // [vocab_size]: where their rows begin
+  int32_t* sizes;    // [vocab_size]
+  int32_t* order;    // [rows]
+
+  static int64_t counts_of(int64_t rows, int64_t vocab_size) { return divide_up(rows, CHUNK) * vocab_size; }
+  static int64_t elements(int64_t rows, int64_t vocab_size) {
+    return counts_of(rows, vocab_size) + 2 + 3 * vocab_size + rows;
+  }
+  Sorting(void* workspace, int64_t rows, int64_t vocab_size)
+      : counts(static_cast<int32_t*>(workspace)),
+        totals(counts + counts_of(rows, vocab_size)),
+        present(totals + 2),
+        starts(present + vocab_size),
+        sizes(starts + vocab_size),
+        order(sizes + vocab_size) {}
+};
+
+GLOBAL void LAUNCH_BOUNDS(THREADS)
+    count(int64_t rows, int64_t vocab_size, const int32_t* tokens, Sorting sorting, Fault* fault) {
+  const int64_t row = thread_index();
+  if (row >= rows) return;
+  const int32_t token = tokens[row];
+  if (token < 0 || token >= vocab_size) {
+    report_fault(fault, TOKEN_BACKWARD, token, row, vocab_size);
+    return;
+  }
+  atomicAdd(&sorting.counts[row / CHUNK * vocab_size + token], 1);
+}
+
+GLOBAL void LAUNCH_BOUNDS(THREADS) arrange(int64_t chunks, int64_t vocab_size, Sorting sorting) {
+  const int64_t token = thread_index();
+  int32_t size = 0;
+  if (token < vocab_size)
+    for (int64_t chunk = 0; chunk < chunks; chunk++) size += sorting.counts[chunk * vocab_size + token];
+  // A warp takes places for its tokens together.
+  int32_t before = size;  // rows of this token and of those of the lanes below
+#pragma unroll
+  for (unsigned step = 1; step < WARP; step *= 2) {
+    const int32_t lower = __shfl_up_sync(ALL_LANES, before, step);
+    if (static_cast<unsigned>(lane_of_thread()) >= step) before += lower;
+  }
+  const unsigned occur = __ballot_sync(ALL_LANES, size > 0);
+  int32_t first_place = 0, first_present = 0;
+  if (lane_of_thread() == WARP - 1) {
+    first_place = atomicAdd(&sorting.totals[0], before);
+    first_present = atomicAdd(&sorting.totals[1], __popc(occur));
+  }
+  first_place = __shfl_sync(ALL_LANES, first_place, WARP - 1);
+  first_present = __shfl_sync(ALL_LANES, first_present, WARP - 1);
+  if (size == 0) return;
+  int32_t place = first_place + before - size;
+  sorting.present[first_present + __popc(occur & ((1u << lane_of_thread()) - 1u))] = static_cast<int32_t>(token);
+  sorting.starts[token] = place;
+  sorting.sizes[token] = size;
+  for (int64_t chunk = 0; chunk < chunks; chunk++) {
+    int32_t* const next = &sorting.counts[chunk * vocab_size + token];
+    const int32_t own = *next;
+    *next = place;
+    place += own;
+  }
+}
+
+GLOBAL void LAUNCH_BOUNDS(WARP) place(int64_t rows, int64_t vocab_size, const int32_t* tokens, Sorting sorting) {
+  const int64_t begin = int64_t{blockIdx.x} * CHUNK, end = rows - begin < CHUNK ? rows : begin + CHUNK;
+  int32_t* const next = sorting.counts + int64_t{blockIdx.x} * vocab_size;
+  for (int64_t base = begin; base < end; base += WARP) {
+    const int64_t row = base + lane_of_thread();
+    const int32_t token = row < end ? tokens[row] : -1;
+    const bool valid = token >= 0 && token < vocab_size;
+    const unsigned same = __match_any_sync(ALL_LANES, token);
+    const int32_t lower = __popc(same & ((1u << lane_of_thread()) - 1u));
+    const int32_t first = valid ? next[token] : 0;
+    __syncwarp();
+    if (valid) sorting.order[first + lower] = static_cast<int32_t>(row);
+    if (valid && lower == 0) next[token] = first + __popc(same);
+    __syncwarp();
+  }
+}
+
+// The sum of doutput at `column` of N columns over every step-th of `size` rows.
+template <typename T, int N>
+DEVICE void sum_rows(float (&sum)[N], const T* doutput, int64_t dim, int column, const int32_t* order, int32_t first,
+                     int32_t size, int32_t step) {
+#pragma unroll
+  for (int k = 0; k < N; k++) sum[k] = 0.0f;
+#pragma unroll 4
+  for (int32_t i = first; i < size; i += step) {
+    float d[N];
+    load(d, doutput + order[i] * dim + column);
+#pragma unroll
+    for (int k = 0; k < N; k++) sum[k] += d[k];
+  }
+}
+
+// A block takes one token after another. The warps share the columns of a token with few rows, and the rows of one with
+// many: then their sums are added in order.
+template <typename T, int N>
+GLOBAL void LAUNCH_BOUNDS(THREADS, 1)
+    add_up(int dim, const T* doutput, float* dweight, Sorting sorting) {
+  constexpr int WARPS = THREADS / WARP;
+  SHARED_ARRAY(float, sums, [WARPS][WARP * N]);
+  const int32_t tokens = sorting.totals[1];
+  for (int32_t t = static_cast<int32_t>(blockIdx.x); t < tokens; t += static_cast<int32_t>(gridDim.x)) {
+    const int32_t token = sorting.present[t], size = sorting.sizes[token];
+    const int32_t* const order = sorting.order + sorting.starts[token];
+    float* const to = dweight + int64_t{token} * dim;
+    float sum[N];
+    if (size <= WARPS) {
+      for (int column = static_cast<int>(threadIdx.x) * N; column < dim; column += THREADS * N) {
+        sum_rows<T, N>(sum, doutput, dim, column, order, 0, size, 1);
+#pragma unroll
+        for (int k = 0; k < N; k++) to[column + k] += sum[k];
+      }
+      continue;
+    }
+    for (int base = 0; base < dim; base += WARP * N) {
+      const int column = base + lane_of_thread() * N;
+      if (column < dim) {
+        sum_rows<T, N>(sum, doutput, dim, column, order, warp_of_thread(), size, WARPS);
+#pragma unroll
+        for (int k = 0; k < N; k++) sums[warp_of_thread()][lane_of_thread() * N + k] = sum[k];
+      }
+      __syncthreads();
+      const int own = static_cast<int>(threadIdx.x);
+      if (own < WARP * N && base + own < dim) {
+        float total = 0.0f;
+        for (int warp = 0; warp < WARPS; warp++) total += sums[warp][own];
+        to[base + own] += total;
+      }
+      __syncthreads();
+    }
+  }
+}
+
+}  // namespace
+
+int64_t mantou_embedding_backward_workspace(int64_t rows, int64_t vocab_size, int64_t) {
+  return Sorting::elements(rows, vocab_size) * static_cast<int64_t>(sizeof(int32_t));
+}
+
+int32_t mantou_embedding_backward(mantou_context* context, int32_t dtype, int64_t rows, int64_t vocab_size,
+                                  int64_t dim, const int32_t* tokens, const void* doutput, float* dweight,
+                                  void* workspace) {
+  CHECK_NOT_NULL(context);
+  CHECK_DTYPE(dtype);
+  CHECK_NOT_NEGATIVE(rows);
+  CHECK_NOT_NEGATIVE(vocab_size);
+  CHECK_NOT_NEGATIVE(dim);
+  if (rows == 0 || dim == 0) return MANTOU_OK;
+  CHECK_NOT_NULL(tokens);
+  CHECK_NOT_NULL(doutput);
+  CHECK_NOT_NULL(dweight);
+  CHECK_NOT_NULL(workspace);
+  constexpr int64_t MOST = 1 << 30;
+  CHECK(rows < MOST && vocab_size < MOST && dim < MOST, "%s: %lld rows into [%lld, %lld]; each must be below 2^30",
+        __func__, static_cast<long long>(rows), static_cast<long long>(vocab_size), static_cast<long long>(dim));
+  const char* const name = __func__;
+  const cudaStream_t stream = context->stream;
+  const Sorting sorting(workspace, rows, vocab_size);
+  const int64_t chunks = divide_up(rows, CHUNK), counters = Sorting::counts_of(rows, vocab_size) + 2;
+  CHECK_CUDA(cudaMemsetAsync(workspace, 0, static_cast<size_t>(counters) * sizeof(int32_t), stream));
+  RETURN_IF_FAILED(launch(name, count, grid_of(divide_up(rows, THREADS)), THREADS, 0, stream, rows, vocab_size, tokens,
+                          sorting, context->fault));
+  RETURN_IF_FAILED(launch(name, arrange, grid_of(divide_up(vocab_size, THREADS)), THREADS, 0, stream, chunks,
+                          vocab_size, sorting));
+  RETURN_IF_FAILED(launch(name, place, grid_of(chunks), WARP, 0, stream, rows, vocab_size, tokens, sorting));
+  const bool vectors = in_vectors(dtype, dim, doutput);
+  return with_type(dtype, [=](auto zero) {
+    using T = decltype(zero);
+    const auto kernel = vectors ? add_up<T, LANES<T>> : add_up<T, 1>;
+    return launch(name, kernel, grid_for(context, smaller(rows, vocab_size), 8), THREADS, 0, stream,
+                  static_cast<int>(dim), static_cast<const T*>(doutput), dweight, sorting);
+  });
+}

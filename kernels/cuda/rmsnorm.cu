@@ -1,0 +1,295 @@
+// RMSNorm (Zhang & Sennrich 2019), y = x / sqrt(mean(x^2) + eps) * gain, with the residual addition in front of it.
+//
+// A team of threads takes a row: a warp where the row is short, so that sums need no barrier, else a block. A row's
+// first SPAN packs of N elements per thread stay in registers between the passes; what a longer row has beyond them is
+// read again.
+//
+// Backward, with r = 1 / sqrt(mean(x^2) + eps):
+//   dx    = r (dy gain - x r^2 mean(dy gain x))
+//   dgain = sum over rows of dy x r
+// The rows are cut into parts by their number alone. A team walks over the rows of one part and sums dgain, each thread
+// for its own columns; a second kernel adds up the parts in order.
+#include "context.h"
+
+using namespace mantou;
+
+namespace {
+
+constexpr int WARPS = 4;    // teams of one warp in a block
+constexpr int BLOCK = 256;  // threads of a team that is a block
+
+struct WarpTeam {
+  static constexpr int SIZE = WARP, THREADS = WARPS * WARP;
+  static int64_t blocks(int64_t teams) { return divide_up(teams, WARPS); }
+  static DEVICE int64_t index() { return int64_t{blockIdx.x} * WARPS + warp_of_thread(); }
+  static DEVICE int rank() { return lane_of_thread(); }
+  static DEVICE float sum(float x, float*) { return warp_sum(x); }
+};
+
+struct BlockTeam {
+  static constexpr int SIZE = BLOCK, THREADS = BLOCK;
+  static int64_t blocks(int64_t teams) { return teams; }
+  static DEVICE int64_t index() { return blockIdx.x; }
+  static DEVICE int rank() { return static_cast<int>(threadIdx.x); }
+  static DEVICE float sum(float x, float* scratch) { return block_sum<BLOCK>(x, scratch); }
+};
+
+// Where the thread's pack number j begins in its row.
+template <typename Team, int N>
+DEVICE int place_of(int j) {
+  return (j * Team::SIZE + Team::rank()) * N;
+}
+
+// ---- forward -----------------------------------------------------------------------------------------------------
+
+template <typename T, int N, int SPAN, typename Team>
+GLOBAL void LAUNCH_BOUNDS(Team::THREADS)
+    forward(int64_t rows, int dim, float eps, const T* input, const T* residual, const T* gain, T* sum, T* output,
+            float* rstd) {
+  SHARED_ARRAY(float, scratch, [BLOCK / WARP]);
+  const int64_t row = Team::index();
+  if (row >= rows) return;
+  const T* const x = input + row * dim;
+  T* const y = output + row * dim;
+  // Where x is neither given nor wanted, y keeps it between the passes over a long row.
+  T* const total = sum ? sum + row * dim : y;
+
+  // x as it is stored: rounded.
+  const auto load_x = [&](float (&values)[N], int i) {
+    load(values, x + i);
+    if (!residual) return;
+    float more[N];
+    load(more, residual + row * dim + i);
+#pragma unroll
+    for (int k = 0; k < N; k++) values[k] = to_float(from_float<T>(values[k] + more[k]));
+  };
+
+  float kept[SPAN][N];
+  float squares = 0.0f;
+#pragma unroll
+  for (int j = 0; j < SPAN; j++)
+    if (place_of<Team, N>(j) < dim) load_x(kept[j], place_of<Team, N>(j));
+#pragma unroll
+  for (int j = 0; j < SPAN; j++) {
+    if (place_of<Team, N>(j) >= dim) continue;
+    if (sum) store(total + place_of<Team, N>(j), kept[j]);
+#pragma unroll
+    for (int k = 0; k < N; k++) squares += kept[j][k] * kept[j][k];
+  }
+  const bool keeps = sum || residual;
+  for (int i = place_of<Team, N>(SPAN); i < dim; i += Team::SIZE * N) {
+    float values[N];
+    load_x(values, i);
+    if (keeps) store(total + i, values);
+#pragma unroll
+    for (int k = 0; k < N; k++) squares += values[k] * values[k];
+  }
+  const float scale = rsqrtf(Team::sum(squares, scratch) / static_cast<float>(dim) + eps);
+  if (Team::rank() == 0) rstd[row] = scale;
+
+  const auto write_y = [&](const float (&values)[N], int i) {
+    float g[N], out[N];
+    load(g, gain + i);
+#pragma unroll
+    for (int k = 0; k < N; k++) out[k] = values[k] * scale * g[k];
+    store(y + i, out);
+  };
+#pragma unroll
+  for (int j = 0; j < SPAN; j++)
+    if (place_of<Team, N>(j) < dim) write_y(kept[j], place_of<Team, N>(j));
+  for (int i = place_of<Team, N>(SPAN); i < dim; i += Team::SIZE * N) {
+    float values[N];
+    load(values, (keeps ? total : x) + i);
+    write_y(values, i);
+  }
+}
+
+// Calls run(N, SPAN, team) with the layout for rows of `dim` elements.
+template <typename T, typename Run>
+int32_t with_layout(bool vectors, int64_t dim, const Run& run) {
+  using std::integral_constant;
+  constexpr int N = LANES<T>;
+  if (!vectors) {
+    if (dim <= 8 * WARP) return run(integral_constant<int, 1>(), integral_constant<int, 8>(), WarpTeam());
+    return run(integral_constant<int, 1>(), integral_constant<int, 8>(), BlockTeam());
+  }
+  if (dim <= 2 * WARP * N) return run(integral_constant<int, N>(), integral_constant<int, 2>(), WarpTeam());
+  if (dim <= 4 * WARP * N) return run(integral_constant<int, N>(), integral_constant<int, 4>(), WarpTeam());
+  if (dim <= 8 * WARP * N) return run(integral_constant<int, N>(), integral_constant<int, 32 / N>(), WarpTeam());
+  return run(integral_constant<int, N>(), integral_constant<int, 4>(), BlockTeam());
+}
+
+}  // namespace
+
+int32_t mantou_rmsnorm_forward(mantou_context* context, int32_t dtype, int64_t rows, int64_t dim, float eps,
+                               const void* input, const void* residual, const void* gain, void* sum, void* output,
+                               float* rstd) {
+  CHECK_NOT_NULL(context);
+  CHECK_DTYPE(dtype);
+  CHECK_NOT_NEGATIVE(rows);
+  CHECK_NOT_NEGATIVE(dim);
+  CHECK(dim < 1 << 30, "%s: dim is %lld; it must be below 2^30", __func__, static_cast<long long>(dim));
+  if (rows == 0 || dim == 0) return MANTOU_OK;
+  CHECK_NOT_NULL(input);
+  CHECK_NOT_NULL(gain);
+  CHECK_NOT_NULL(output);
+  CHECK_NOT_NULL(rstd);
+  const char* const name = __func__;
+  const bool vectors = in_vectors(dtype, dim, input, residual, gain, sum, output);
+  return with_type(dtype, [=](auto zero) {
+    using T = decltype(zero);
+    return with_layout<T>(vectors, dim, [=](auto n, auto span, auto team) {
+      using Team = decltype(team);
+      return launch(name, forward<T, n, span, Team>, grid_of(Team::blocks(rows)), Team::THREADS, 0, context->stream,
+                    rows, static_cast<int>(dim), eps, static_cast<const T*>(input), static_cast<const T*>(residual),
+                    static_cast<const T*>(gain), static_cast<T*>(sum), static_cast<T*>(output), rstd);
+    });
+  });
+}
+
+// ---- backward ----------------------------------------------------------------------------------------------------
+
+namespace {
+
+constexpr int64_t MOST_PARTS = 2048;
+
+int64_t parts_of(int64_t rows) {
+  const int64_t parts = rows / 16;
+  return parts < 1 ? 1 : smaller(parts, MOST_PARTS);
+}
+
+// `partial` float32 [parts, dim].
+template <typename T, int N, int SPAN, typename Team>
+GLOBAL void LAUNCH_BOUNDS(Team::THREADS, 1)
+    backward(int64_t rows_each, int64_t rows_over, int dim, int64_t parts, const T* doutput, const T* x, const T* gain, const float* rstd,
+             const T* dresidual, T* dinput, float* partial) {
+  SHARED_ARRAY(float, scratch, [2][BLOCK / WARP]);
+  const int64_t part = Team::index();
+  if (part >= parts) return;
+  float* const own = partial + part * dim;
+  // The first `rows_over` parts have a row more than the others.
+  const int64_t begin = part * rows_each + (part < rows_over ? part : rows_over);
+  const int64_t end = begin + rows_each + (part < rows_over ? 1 : 0);
+  float dgain[SPAN][N] = {};
+
+  for (int64_t row = begin; row < end; row++) {
+    const int64_t at = row * dim;
+    const float scale = rstd[row];
+    float d[SPAN][N], values[SPAN][N];
+#pragma unroll
+    for (int j = 0; j < SPAN; j++) {
+      const int i = place_of<Team, N>(j);
+      if (i >= dim) continue;
+      load(d[j], doutput + at + i);
+      load(values[j], x + at + i);
+    }
+    float dot = 0.0f;
+#pragma unroll
+    for (int j = 0; j < SPAN; j++) {
+      const int i = place_of<Team, N>(j);
+      if (i >= dim) continue;
+      float g[N];
+      load(g, gain + i);
+#pragma unroll
+      for (int k = 0; k < N; k++) {
+        dgain[j][k] += d[j][k] * values[j][k] * scale;
+        d[j][k] *= g[k];
+        dot += d[j][k] * values[j][k];
+      }
+    }
+    for (int i = place_of<Team, N>(SPAN); i < dim; i += Team::SIZE * N) {
+      float dy[N], v[N], g[N], sums[N] = {};
+      load(dy, doutput + at + i);
+      load(v, x + at + i);
+      load(g, gain + i);
+      if (row > begin) load(sums, own + i);
+#pragma unroll
+      for (int k = 0; k < N; k++) {
+        sums[k] += dy[k] * v[k] * scale;
+        dot += dy[k] * g[k] * v[k];
+      }
+      store(own + i, sums);
+    }
+    // Two places in turn: a thread may still read one while the next row's sum begins.
+    const float slope = scale * scale * scale * (Team::sum(dot, scratch[row & 1]) / static_cast<float>(dim));
+
+    const auto write_dx = [&](const float (&dy_gain)[N], const float (&v)[N], int i) {
+      float dx[N], more[N] = {};
+      if (dresidual) load(more, dresidual + at + i);
+#pragma unroll
+      for (int k = 0; k < N; k++) dx[k] = dy_gain[k] * scale - v[k] * slope + more[k];
+      store(dinput + at + i, dx);
+    };
+#pragma unroll
+    for (int j = 0; j < SPAN; j++)
+      if (place_of<Team, N>(j) < dim) write_dx(d[j], values[j], place_of<Team, N>(j));
+    for (int i = place_of<Team, N>(SPAN); i < dim; i += Team::SIZE * N) {
+      float dy[N], v[N], g[N];
+      load(dy, doutput + at + i);
+      load(v, x + at + i);
+      load(g, gain + i);
+#pragma unroll
+      for (int k = 0; k < N; k++) dy[k] *= g[k];
+      write_dx(dy, v, i);
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < SPAN; j++)
+    if (place_of<Team, N>(j) < dim) store(own + place_of<Team, N>(j), dgain[j]);
+}
+
+// A block adds up WARP columns: its warps take every WARP-th part each, and their sums are added in order.
+GLOBAL void LAUNCH_BOUNDS(WARP * WARP) add_parts(int64_t parts, int64_t dim, const float* partial, float* dgain) {
+  SHARED_ARRAY(float, sums, [WARP][WARP + 1]);
+  const int64_t column = int64_t{blockIdx.x} * WARP + lane_of_thread();
+  float sum = 0.0f;
+  if (column < dim) {
+#pragma unroll 8
+    for (int64_t part = warp_of_thread(); part < parts; part += WARP) sum += partial[part * dim + column];
+  }
+  sums[warp_of_thread()][lane_of_thread()] = sum;
+  __syncthreads();
+  const float total = warp_sum(sums[lane_of_thread()][warp_of_thread()]);
+  const int64_t own = int64_t{blockIdx.x} * WARP + warp_of_thread();
+  if (lane_of_thread() == 0 && own < dim) dgain[own] += total;
+}
+
+}  // namespace
+
+int64_t mantou_rmsnorm_backward_workspace(int64_t rows, int64_t dim) {
+  return parts_of(rows) * dim * static_cast<int64_t>(sizeof(float));
+}
+
+int32_t mantou_rmsnorm_backward(mantou_context* context, int32_t dtype, int64_t rows, int64_t dim, const void* doutput,
+                                const void* x, const void* gain, const float* rstd, const void* dresidual,
+                                void* dinput, float* dgain, void* workspace) {
+  CHECK_NOT_NULL(context);
+  CHECK_DTYPE(dtype);
+  CHECK_NOT_NEGATIVE(rows);
+  CHECK_NOT_NEGATIVE(dim);
+  CHECK(dim < 1 << 30, "%s: dim is %lld; it must be below 2^30", __func__, static_cast<long long>(dim));
+  if (rows == 0 || dim == 0) return MANTOU_OK;
+  CHECK_NOT_NULL(doutput);
+  CHECK_NOT_NULL(x);
+  CHECK_NOT_NULL(gain);
+  CHECK_NOT_NULL(rstd);
+  CHECK_NOT_NULL(dinput);
+  CHECK_NOT_NULL(dgain);
+  CHECK_NOT_NULL(workspace);
+  const char* const name = __func__;
+  const bool vectors = in_vectors(dtype, dim, doutput, x, gain, dresidual, dinput, workspace);
+  const int64_t parts = parts_of(rows);
+  float* const partial = static_cast<float*>(workspace);
+  RETURN_IF_FAILED(with_type(dtype, [=](auto zero) {
+    using T = decltype(zero);
+    return with_layout<T>(vectors, dim, [=](auto n, auto span, auto team) {
+      using Team = decltype(team);
+      return launch(name, backward<T, n, span, Team>, grid_of(Team::blocks(parts)), Team::THREADS, 0, context->stream,
+                    rows / parts, rows % parts, static_cast<int>(dim), parts, static_cast<const T*>(doutput), static_cast<const T*>(x),
+                    static_cast<const T*>(gain), rstd, static_cast<const T*>(dresidual), static_cast<T*>(dinput),
+                    partial);
+    });
+  }));
+  return launch(name, add_parts, grid_of(divide_up(dim, WARP)), WARP * WARP, 0, context->stream, parts, dim, partial,
+                dgain);
+}
