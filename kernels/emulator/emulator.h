@@ -63,6 +63,13 @@ inline __nv_bfloat16 __float2bfloat16_rn(float value) {
   return {static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16)};
 }
 
+// The C library's are calls where the compiler does not know the processor.
+inline float larger_float(float a, float b) { return a > b || b != b ? a : b; }
+inline float smaller_float(float a, float b) { return a < b || b != b ? a : b; }
+#define fmaxf larger_float
+#define fminf smaller_float
+#define fmaf(a, b, c) ((a) * (b) + (c))
+
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline float __expf(float x) { return std::exp(x); }
 inline float __logf(float x) { return std::log(x); }
@@ -104,8 +111,8 @@ extern dim3 block_size, grid_size;
 // Waits for every thread of the block.
 void barrier(int line);
 
-// Waits for the lanes of `mask`; the last to arrive runs `compute` over what all of them brought (indexed by lane, null
-// outside the mask). All must come with the same mask, operation and line.
+// Waits for the lanes of `mask`; the last to arrive runs `compute` over what all of them brought (indexed by lane;
+// nothing outside the mask). All must come with the same mask, operation and line.
 using Compute = void (*)(void* const* lanes, uint32_t mask, int line);
 void collective(uint32_t mask, const char* operation, int line, void* mine, Compute compute);
 

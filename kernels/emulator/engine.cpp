@@ -121,7 +121,7 @@ struct Fiber {
   unsigned barriers;  // passed
 };
 
-struct Meeting {  // lanes of a warp on their way into one operation
+struct Meeting {  // lanes of a warp on their way into one operation; free where none has arrived
   uint32_t mask, arrived;
   const char* operation;
   int line;
@@ -541,20 +541,23 @@ void collective(uint32_t mask, const char* operation, int line, void* mine, Comp
   if (!(mask >> lane & 1u)) fail(line, "%s: the mask %08x does not have the calling lane, %u", operation, mask, lane);
   if (thread_count - first < 32 && mask >> (thread_count - first)) fail(line, "%s: the mask %08x has lanes that do not exist", operation, mask);
   std::vector<Meeting>& meetings = own_warp().meetings;
-  size_t at = 0;
-  while (at < meetings.size() && meetings[at].mask != mask) at++;
-  if (at == meetings.size()) meetings.push_back({mask, 0, operation, line, {}});
-  Meeting& meeting = meetings[at];
-  if (std::strcmp(meeting.operation, operation) != 0 || meeting.line != line)
-    fail(line, "%s, while other lanes of the mask are in the %s of line %d", operation, meeting.operation, meeting.line);
-  meeting.arrived |= 1u << lane;
-  meeting.brought[lane] = mine;
-  if (meeting.arrived != mask) return wait_as(State::InWarp, operation, line);
-  const Meeting complete = meeting;
-  meetings.erase(meetings.begin() + static_cast<long>(at));
-  compute(complete.brought, mask, line);
-  for (unsigned i = 0; i < 32; i++)
-    if (mask >> i & 1u) fibers[first + i].state = State::Ready;
+  Meeting* meeting = nullptr;
+  for (Meeting& open : meetings)
+    if (open.arrived ? open.mask == mask : !meeting) meeting = &open;
+  if (!meeting) meeting = &meetings.emplace_back();
+  if (!meeting->arrived) {
+    meeting->mask = mask;
+    meeting->operation = operation;
+    meeting->line = line;
+  }
+  if (meeting->line != line || (meeting->operation != operation && std::strcmp(meeting->operation, operation) != 0))
+    fail(line, "%s, while other lanes of the mask are in the %s of line %d", operation, meeting->operation, meeting->line);
+  meeting->arrived |= 1u << lane;
+  meeting->brought[lane] = mine;
+  if (meeting->arrived != mask) return wait_as(State::InWarp, operation, line);
+  meeting->arrived = 0;
+  compute(meeting->brought, mask, line);
+  for (uint32_t rest = mask; rest; rest &= rest - 1) fibers[first + static_cast<unsigned>(__builtin_ctz(rest))].state = State::Ready;
 }
 
 uint32_t ballot(uint32_t mask, bool predicate, int line) {
