@@ -113,9 +113,10 @@ int32_t mantou_cross_entropy(mantou_context* context, int32_t dtype, int64_t row
                     static_cast<int>(vocab_size),
                     static_cast<T*>(logits), stride, targets, gradient_scale, losses, context->fault);
     };
-    if (!vectors) return run(cross_entropy<T, 1, 512, 8>, 512);
+    if (!vectors) return run(cross_entropy<T, 1, 256, 8>, 256);
     constexpr int N = LANES<T>;
     const int64_t packs = divide_up(vocab_size, N);
+    if (packs <= 128) return run(cross_entropy<T, N, 128, 1>, 128);
     if (packs <= 256 * 8) return run(cross_entropy<T, N, 256, 8>, 256);
     if (packs <= 512 * 8) return run(cross_entropy<T, N, 512, 8>, 512);
     return run(cross_entropy<T, N, 768, 9>, 768);

@@ -115,7 +115,7 @@ int32_t with_layout(bool vectors, int64_t dim, const Run& run) {
   }
   if (dim <= 2 * WARP * N) return run(integral_constant<int, N>(), integral_constant<int, 2>(), WarpTeam());
   if (dim <= 4 * WARP * N) return run(integral_constant<int, N>(), integral_constant<int, 4>(), WarpTeam());
-  if (dim <= 8 * WARP * N) return run(integral_constant<int, N>(), integral_constant<int, 32 / N>(), WarpTeam());
+  if (dim <= 32 * WARP) return run(integral_constant<int, N>(), integral_constant<int, 32 / N>(), WarpTeam());
   return run(integral_constant<int, N>(), integral_constant<int, 4>(), BlockTeam());
 }
 

@@ -4,7 +4,7 @@
  * Attention has a file of its own.
  */
 import { describe, expect, test } from "bun:test";
-import { type Device, type FloatType, Tensor, operations, toBfloat16 } from "@mantou/model";
+import { type Device, type FloatType, Tensor, operations, ropeTable, toBfloat16 } from "@mantou/model";
 import { rmsnormBackward, packedSwiglu, packedSwigluBackward, siluBackward } from "../reference/gradients.ts";
 import * as ops from "../reference/ops.ts";
 import { expectClose } from "../support/close.ts";
@@ -235,6 +235,8 @@ onEveryType((subject) => {
       [3, 17],
       [65, 113],
       [7, 4099],
+      [5, 64],
+      [3, 1000],
     ]) {
       test(`SwiGLU of [${rows}, 2 · ${dim}], forward and backward`, () => {
         const [gateUp, d] = [normal([rows, 2 * dim], 1, 3), normal([rows, dim], 2)];
@@ -251,14 +253,105 @@ onEveryType((subject) => {
       });
     }
 
-    test("softmax, in place", () => {
-      const x = normal([65, 203, 3], 1, 3);
-      const run = (bench: Workbench) => {
-        const tensor = bench.from(x);
-        operations.softmax(tensor, tensor, 65, 203, 3);
-        return { tensor };
-      };
-      verify(subject, run, { tensor: ops.softmax(x, 1) });
+    for (const [outer, dim, inner] of [
+      [65, 203, 3],
+      [7, 64, 1],
+      [3, 1000, 1],
+      [2, 2051, 1],
+    ]) {
+      test(`softmax over the middle of [${outer}, ${dim}, ${inner}], in place`, () => {
+        const x = normal([outer, dim, inner], 1, 3);
+        const run = (bench: Workbench) => {
+          const tensor = bench.from(x);
+          operations.softmax(tensor, tensor, outer, dim, inner);
+          return { tensor };
+        };
+        verify(subject, run, { tensor: ops.softmax(x, 1) });
+      });
+    }
+
+    for (const headDim of [16, 10]) {
+      test(`RoPE of heads of ${headDim} in wider rows, by place or by position, and back`, () => {
+        const [rows, length, heads, theta] = [26, 13, 3, 100];
+        const [width, inStride, outStride] = [heads * headDim, heads * headDim + 16, heads * headDim + 8];
+        const input = normal([rows, inStride], 1);
+        const positions = randomInts([rows], 2, 50);
+        const rotated = (at: (row: number) => number) => {
+          const result = new Float64Array(rows * width);
+          for (let i = 0; i < result.length; i += 2) {
+            const [row, column] = [Math.floor(i / width), i % width];
+            const angle = at(row) * theta ** (-(column % headDim) / headDim);
+            const [x, y] = [0, 1].map((k) => input.data[row * inStride + column + k]!);
+            result[i] = x! * Math.cos(angle) - y! * Math.sin(angle);
+            result[i + 1] = y! * Math.cos(angle) + x! * Math.sin(angle);
+          }
+          return result;
+        };
+        // What lies between the rows of the output stays as it was, 7.
+        const spread = (values: Float64Array) =>
+          Float64Array.from({ length: rows * outStride }, (_, i) =>
+            i % outStride < width ? values[Math.floor(i / outStride) * width + (i % outStride)]! : 7,
+          );
+        const run = (bench: Workbench) => {
+          using table = ropeTable(bench.device, 50, headDim, { ropeTheta: theta });
+          const [from, given] = [bench.from(input), bench.from(positions)];
+          const turn = (to: Tensor, source: Tensor, stride: number, at: Tensor | null, inverse: number) => {
+            const sizes = [rows, length, heads, headDim] as const;
+            bench.device.run("mantou_rope", DTYPE, ...sizes, table, at, source, stride, to, outStride, inverse);
+            return to;
+          };
+          const blank = () => bench.from(floats([rows, outStride], new Float32Array(rows * outStride).fill(7)));
+          const byPlace = turn(blank(), from, inStride, null, 0);
+          const byPosition = turn(blank(), from, inStride, given, 0);
+          const back = turn(blank(), byPosition, outStride, given, 1);
+          return { byPlace, byPosition, back };
+        };
+        const byPosition = rotated((row) => positions.data[row]!);
+        const original = Float64Array.from(
+          byPosition,
+          (_, i) => input.data[Math.floor(i / width) * inStride + (i % width)]!,
+        );
+        const expected = {
+          byPlace: spread(rotated((row) => row % length)),
+          byPosition: spread(byPosition),
+          back: spread(original),
+        };
+        verify(subject, run, expected);
+      });
+    }
+
+    test("tensors that begin at any element", () => {
+      const [rows, dim] = [6, 40];
+      const [x, d, gain] = [normal([rows, dim], 1), normal([rows, dim], 2), normal([dim], 3)];
+      for (const offset of [1, 2, 4]) {
+        const run = (bench: Workbench) => {
+          const shifted = ({ shape, data }: FloatArray) => {
+            const padded = floats([data.length + offset], [...new Float32Array(offset), ...data]);
+            return bench.from(padded).view(shape, offset);
+          };
+          const blank = (shape: number[]) => shifted(zeros(shape));
+          const [sum, silu, softmax] = [blank([rows, dim]), blank([rows, dim]), shifted(x)];
+          operations.add(sum, shifted(x), shifted(d));
+          operations.siluBackward(silu, shifted(d), shifted(x));
+          operations.softmax(softmax, softmax, rows, dim, 1);
+          const [output, rstd] = [blank([rows, dim]), bench.poisoned([rows], "float32")];
+          operations.rmsnormForward(
+            { output, sum: null, rstd },
+            { input: shifted(x), residual: null, gain: shifted(gain), eps: 1e-5 },
+          );
+          const swiglu = blank([rows, dim / 2]);
+          operations.swigluForward(swiglu, shifted(x));
+          return { sum, silu, softmax, output, swiglu };
+        };
+        const expected = {
+          sum: plus(x.data, d.data),
+          silu: siluBackward(d, x),
+          softmax: ops.softmax(x),
+          output: ops.rmsnorm(gain, x, 1e-5),
+          swiglu: packedSwiglu(x),
+        };
+        verify(subject, run, expected);
+      }
     });
   });
 
@@ -269,6 +362,8 @@ onEveryType((subject) => {
       [203, 113, 17],
       [2000, 7, 33],
       [65, 4099, 3],
+      [300, 7, 64],
+      [40, 300, 1032],
     ]) {
       test(`${rows} rows of [${vocabSize}, ${dim}]; backward adds, repeated tokens too`, () => {
         const weights = normal([vocabSize, dim], 4);
@@ -299,6 +394,12 @@ onEveryType((subject) => {
       [113, 203],
       [1031, 65],
       [5, 4099],
+      // Rows of whole vectors, as long as a GPU's warp or block keeps them in registers, and longer.
+      [37, 64],
+      [3, 320],
+      [2, 1000],
+      [2, 1032],
+      [2, 8200],
     ]) {
       const [input, residual] = [normal([rows, dim], 1, 2), normal([rows, dim], 2)];
       const gain = kept(
@@ -392,6 +493,13 @@ onEveryType((subject) => {
       [3, 17, 17],
       [65, 113, 128],
       [17, 4099, 4100],
+      // Rows of whole vectors, for 128 to 768 threads of a GPU, and longer.
+      [5, 60, 64],
+      [2, 1999, 2048],
+      [2, 10_000, 10_112],
+      [2, 20_007, 20_096],
+      [2, 33_000, 33_024],
+      [1, 60_001, 60_032],
     ]) {
       test(`[${rows}, ${vocabSize}] in rows of ${stride}: losses, and gradients over the logits`, () => {
         const [logits, targets] = [normal([rows, stride], 1, 3), randomInts([rows], 2, vocabSize)];

@@ -10,7 +10,7 @@ import { BuildError, type BuildOptions, EXTENSION, findCompiler, root, withLock 
 /** How the emulated library is checked (see kernels/emulator/README.md). */
 export type Emulation = "plain" | "asan" | "race";
 
-interface Recipe {
+export interface Recipe {
   /** Of the directory, and in messages. */
   name: string;
   /** The file's name. */
@@ -22,7 +22,7 @@ interface Recipe {
   linkFlags: string[];
 }
 
-const KERNELS = join(root, "kernels");
+export const KERNELS = join(root, "kernels");
 const LIBRARY = `libmantou.${EXTENSION}`;
 
 /** Compilers side by side: one of them may take a gigabyte. */
@@ -93,14 +93,16 @@ export function buildCudaLibrary(options: BuildOptions = {}): string {
  * @throws BuildError without a C++ compiler, or with its messages when it fails
  */
 export function buildEmulatedLibrary(emulation: Emulation = "plain", options: BuildOptions = {}): string {
-  // A sanitizer or a mutation may want to bring its own.
+  // The mutation test brings its own.
   const { MANTOU_EMULATED_LIBRARY: given } = options.environment ?? process.env;
   if (given) return resolve(given);
+  return build(emulatedLibrary(emulation, options), options);
+}
+
+/** How that library is compiled. */
+export function emulatedLibrary(emulation: Emulation, options: BuildOptions = {}): Recipe {
   const name = emulation === "plain" ? "emulated" : `emulated-${emulation}`;
-  return build(
-    emulated({ name, output: LIBRARY, sources: cudaSources(), link: ["-shared"] }, emulation, options),
-    options,
-  );
+  return emulated({ name, output: LIBRARY, sources: cudaSources(), link: ["-shared"] }, emulation, options);
 }
 
 /** The same for a program in `kernels/tests`. */
