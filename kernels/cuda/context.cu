@@ -101,3 +101,13 @@ int32_t mantou_context_describe(mantou_context* context, char* text, int64_t cap
                 static_cast<long long>(context->memory_bytes >> 30), context->multiprocessors);
   return MANTOU_OK;
 }
+
+int32_t mantou_context_preferred_dtype(mantou_context* context, int32_t* dtype, char* reason, int64_t capacity) {
+  CHECK_NOT_NULL(context);
+  CHECK_NOT_NULL(dtype);
+  CHECK_NOT_NULL(reason);
+  CHECK(capacity > 0, "%s: capacity is %lld; it must be positive", __func__, static_cast<long long>(capacity));
+  *dtype = MANTOU_BFLOAT16;
+  std::snprintf(reason, static_cast<size_t>(capacity), "what tensor cores multiply");
+  return MANTOU_OK;
+}

@@ -1,5 +1,6 @@
-// Device memory, page-locked host memory, copies and streams.
+// Device memory, page-locked host memory, copies, streams and graphs.
 #include <cstring>
+#include <new>
 
 #include "context.h"
 
@@ -138,3 +139,80 @@ int32_t mantou_synchronize(mantou_context* context) {
   CHECK_NOT_NULL(context);
   return finish(context, __func__);
 }
+
+// ---- captured work -----------------------------------------------------------------------------------------------
+
+#if defined(__CUDACC__)
+
+struct mantou_graph {
+  cudaGraphExec_t work;
+};
+
+int32_t mantou_capture_begin(mantou_context* context) {
+  CHECK_NOT_NULL(context);
+  CHECK_CUDA(cudaStreamBeginCapture(context->stream, cudaStreamCaptureModeThreadLocal));
+  return MANTOU_OK;
+}
+
+int32_t mantou_capture_end(mantou_context* context, mantou_graph** graph) {
+  CHECK_NOT_NULL(context);
+  CHECK_NOT_NULL(graph);
+  *graph = nullptr;
+  cudaGraph_t recorded = nullptr;
+  CHECK_CUDA(cudaStreamEndCapture(context->stream, &recorded));
+  mantou_graph* const created = new (std::nothrow) mantou_graph{};
+  const cudaError_t error =
+      created ? cudaGraphInstantiate(&created->work, recorded, 0) : cudaErrorMemoryAllocation;
+  cudaGraphDestroy(recorded);
+  if (error != cudaSuccess) {
+    delete created;
+    return cuda_failed(__func__, "the captured work", error);
+  }
+  *graph = created;
+  return MANTOU_OK;
+}
+
+int32_t mantou_graph_replay(mantou_context* context, mantou_graph* graph) {
+  CHECK_NOT_NULL(context);
+  CHECK_NOT_NULL(graph);
+  CHECK_CUDA(cudaGraphLaunch(graph->work, context->stream));
+  return MANTOU_OK;
+}
+
+int32_t mantou_graph_destroy(mantou_context* context, mantou_graph* graph) {
+  CHECK_NOT_NULL(context);
+  if (!graph) return MANTOU_OK;
+  const cudaError_t error = cudaGraphExecDestroy(graph->work);
+  delete graph;
+  return error == cudaSuccess ? MANTOU_OK : cuda_failed(__func__, "cudaGraphExecDestroy", error);
+}
+
+#else
+
+static int32_t no_graphs(const char* function) {
+  return fail(MANTOU_UNSUPPORTED, "%s: the emulator does its work at once and captures none", function);
+}
+
+int32_t mantou_capture_begin(mantou_context* context) {
+  CHECK_NOT_NULL(context);
+  return no_graphs(__func__);
+}
+
+int32_t mantou_capture_end(mantou_context* context, mantou_graph** graph) {
+  CHECK_NOT_NULL(context);
+  CHECK_NOT_NULL(graph);
+  *graph = nullptr;
+  return no_graphs(__func__);
+}
+
+int32_t mantou_graph_replay(mantou_context* context, mantou_graph*) {
+  CHECK_NOT_NULL(context);
+  return no_graphs(__func__);
+}
+
+int32_t mantou_graph_destroy(mantou_context* context, mantou_graph* graph) {
+  CHECK_NOT_NULL(context);
+  return graph ? no_graphs(__func__) : MANTOU_OK;
+}
+
+#endif

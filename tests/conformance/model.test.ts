@@ -177,27 +177,30 @@ onEveryBackend((backend, device) => {
     }
   });
 
-  test("a vocabulary so large that logits come in chunks: a batch is the mean of its sequences", () => {
-    const [batch, length] = [5, 20];
-    const config = { ...goldenModels().base.config, vocabSize: 70_001, dModel: 8, numHeads: 2 };
-    using model = new TransformerLM(config, { device, seed: 1, batchSize: batch });
-    const [inputs, targets] = [1, 2].map((seed) => randomInts([batch, length], seed, config.vocabSize));
-    const loss = model.lossAndGradients(inputs.data, targets.data, { length });
-    const gradients = gradientsOf(model);
-    const logits = model.logits(inputs).data;
-    model.store.gradients.zero();
-    let mean = 0;
-    for (let b = 0; b < batch; b++) {
-      const [x, y] = [inputs, targets].map(({ data }) => data.slice(b * length, (b + 1) * length));
-      mean += model.lossAndGradients(x, y, { length, gradientScale: 1 / batch }) / batch;
-      const own = model.logits({ shape: [1, length], data: x }).data;
-      expectClose(logits.subarray(b * own.length, (b + 1) * own.length), own, allowed, `logits of sequence ${b}`);
-    }
-    expectClose([loss], [mean], { relative: 1e-6 }, "loss");
-    for (const [name, gradient] of Object.entries(gradientsOf(model))) {
-      expectClose(gradient, gradients[name], allowed, `gradient of ${name}`);
-    }
-  });
+  test.skipIf(backend === "emulated")(
+    "a vocabulary so large that logits come in chunks: a batch is the mean of its sequences",
+    () => {
+      const [batch, length] = [5, 20];
+      const config = { ...goldenModels().base.config, vocabSize: 70_001, dModel: 8, numHeads: 2 };
+      using model = new TransformerLM(config, { device, seed: 1, batchSize: batch });
+      const [inputs, targets] = [1, 2].map((seed) => randomInts([batch, length], seed, config.vocabSize));
+      const loss = model.lossAndGradients(inputs.data, targets.data, { length });
+      const gradients = gradientsOf(model);
+      const logits = model.logits(inputs).data;
+      model.store.gradients.zero();
+      let mean = 0;
+      for (let b = 0; b < batch; b++) {
+        const [x, y] = [inputs, targets].map(({ data }) => data.slice(b * length, (b + 1) * length));
+        mean += model.lossAndGradients(x, y, { length, gradientScale: 1 / batch }) / batch;
+        const own = model.logits({ shape: [1, length], data: x }).data;
+        expectClose(logits.subarray(b * own.length, (b + 1) * own.length), own, allowed, `logits of sequence ${b}`);
+      }
+      expectClose([loss], [mean], { relative: 1e-6 }, "loss");
+      for (const [name, gradient] of Object.entries(gradientsOf(model))) {
+        expectClose(gradient, gradients[name], allowed, `gradient of ${name}`);
+      }
+    },
+  );
 
   describe("gradients against finite differences in float64", () => {
     const [batch, length] = [2, 5];

@@ -13,6 +13,7 @@ import { parseArgs } from "node:util";
 import { type Emulation } from "@mantou/model";
 import { KERNELS, emulatedLibrary } from "../../packages/model/src/build-cuda.ts";
 import { BY_HAND, EQUIVALENT, TESTS } from "./mutants-by-hand.ts";
+import { sanitizerEnvironment } from "./sanitizers.ts";
 
 export interface Mutant {
   file: string;
@@ -171,18 +172,6 @@ function failure(build: Emulation, library: string, file: string): string | null
   if (run.exitCode === 0 && !/^ *0 pass/m.test(text)) return null;
   const words = /^(?:\w*Error: .*|==\d+==ERROR: .*|.*runtime error: .*|error: .*|panic.*)$/m.exec(text)?.[0];
   return words ?? `exit code ${run.exitCode} ${run.signalCode ?? ""}`.trim();
-}
-
-/** Sanitizers must be loaded before anything else. */
-export function sanitizerEnvironment(): Record<string, string> {
-  const path = (name: string) =>
-    Bun.spawnSync(["c++", `-print-file-name=${name}`])
-      .stdout.toString()
-      .trim();
-  return {
-    LD_PRELOAD: `${path("libasan.so")}:${path("libubsan.so")}`,
-    ASAN_OPTIONS: "detect_leaks=0,detect_stack_use_after_return=0",
-  };
 }
 
 interface Verdict extends Mutant {

@@ -1,0 +1,30 @@
+/**
+ * `bun run test:emulated [plain|asan|race …]`: the conformance suite on the CUDA kernels, which run on the CPU, in each
+ * build of the emulator (all three by default), and the tests of the emulator itself. See kernels/emulator/README.md.
+ */
+import type { Emulation } from "@mantou/model";
+import { sanitizerEnvironment } from "./emulator/sanitizers.ts";
+
+const emulations = process.argv.slice(2) as Emulation[];
+if (emulations.length === 0) emulations.push("plain", "asan", "race");
+
+let failed = false;
+for (const emulation of emulations) {
+  const started = performance.now();
+  const environment: Record<string, string | undefined> = {
+    ...process.env,
+    MANTOU_BACKENDS: "emulated",
+    MANTOU_EMULATION: emulation,
+    ...(emulation === "asan" ? sanitizerEnvironment() : {}),
+  };
+  const command = [process.execPath, "test", "--timeout", "120000", "tests/conformance", "tests/emulator"];
+  const run = Bun.spawn(command, { cwd: `${import.meta.dir}/..`, env: environment, stdout: "ignore", stderr: "pipe" });
+  const report = await new Response(run.stderr).text();
+  const good = (await run.exited) === 0;
+  failed ||= !good;
+  if (!good) console.log(report);
+  const seconds = ((performance.now() - started) / 1000).toFixed(0);
+  const [passed] = /^ *\d+ pass$/m.exec(report) ?? ["no"];
+  console.log(`${emulation}: ${good ? "passed" : "FAILED"}, ${passed.trim()}, ${seconds} s`);
+}
+process.exit(failed ? 1 : 0);
