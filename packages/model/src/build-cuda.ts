@@ -3,7 +3,7 @@
  * place. Libraries are kept like the CPU's: `build/<backend>-<hash>/libmantou.<so|dylib>`.
  */
 import { createHash } from "node:crypto";
-import { existsSync, mkdirSync, readFileSync, readdirSync, renameSync, rmSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, readdirSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { basename, dirname, join, resolve } from "node:path";
 import { BuildError, type BuildOptions, EXTENSION, findCompiler, root, withLock } from "./build.ts";
 
@@ -23,6 +23,8 @@ export interface Recipe {
 }
 
 export const KERNELS = join(root, "kernels");
+/** What the compilers said, beside the library: nvcc's registers, shared memory and spills. */
+export const MESSAGES = "messages.txt";
 const LIBRARY = `libmantou.${EXTENSION}`;
 
 /** Compilers side by side: one of them may take a gigabyte. */
@@ -34,7 +36,7 @@ const HOST_WARNINGS = "-Wall,-Wextra";
 const ARCHITECTURES = ["-gencode=arch=compute_80,code=[sm_80,compute_80]", "-gencode=arch=compute_90a,code=sm_90a"];
 
 const NVCC_FLAGS = [
-  ..."-std=c++17 -O3 --threads 2 -cudart static -Werror all-warnings".split(" "),
+  ..."-std=c++17 -O3 -cudart static -Werror all-warnings -Xptxas -v".split(" "),
   ...ARCHITECTURES,
   `-Xcompiler=-fPIC,-fvisibility=hidden,${HOST_WARNINGS}`,
 ];
@@ -161,9 +163,10 @@ function build(recipe: Recipe, options: BuildOptions): string {
       const commands = units.map(({ source, flags }, i) => {
         return [compiler.command, ...flags, "-c", source, "-o", objects[i]!];
       });
-      runSideBySide(commands, recipe);
+      const messages = runSideBySide(commands, recipe);
       const linked = join(scratch, basename(library));
       runSideBySide([[compiler.command, ...linkFlags, "-o", linked, ...objects]], recipe);
+      if (messages) writeFileSync(join(directory, MESSAGES), messages);
       renameSync(linked, library);
     } finally {
       rmSync(scratch, { recursive: true, force: true });
@@ -191,16 +194,24 @@ function inputs(sources: string[]): string[] {
   return [...sources, ...headers].sort();
 }
 
-/** A shell runs the commands, JOBS at a time, since this function must not return before they end. */
-function runSideBySide(commands: string[][], { compiler, name }: Recipe): void {
+/**
+ * A shell runs the commands, JOBS at a time, since this function must not return before they end. Each writes what it says
+ * to a file of its own; all of it is returned.
+ */
+function runSideBySide(commands: string[][], { compiler, name }: Recipe): string {
   const quoted = (words: string[]) => words.map((word) => `'${word.replaceAll("'", "'\\''")}'`).join(" ");
-  const queues = Array.from({ length: JOBS }, (_, queue) => commands.filter((_command, i) => i % JOBS === queue));
+  const logs = commands.map((command) => `${command[command.indexOf("-o") + 1]}.log`);
+  const lines = commands.map((command, i) => `${quoted(command)} > ${quoted([logs[i]!])} 2>&1`);
+  const queues = Array.from({ length: JOBS }, (_, queue) => lines.filter((_line, i) => i % JOBS === queue));
   const started = queues
     .filter((queue) => queue.length > 0)
-    .map((queue) => `{ ${queue.map(quoted).join(" && ")}; } & pids="$pids $!"`);
+    .map((queue) => `{ ${queue.join(" && ")}; } & pids="$pids $!"`);
   const wait = "failed=0; for pid in $pids; do wait $pid || failed=1; done; exit $failed";
   const result = Bun.spawnSync(["sh", "-c", [...started, wait].join("\n")], { stdout: "pipe", stderr: "pipe" });
-  if (result.success) return;
-  const messages = `${result.stdout}${result.stderr}`.trim();
-  throw new BuildError(`the ${name} kernels did not compile with ${compiler.version}:\n${messages}`);
+  const said = logs.filter((path) => existsSync(path)).map((path) => readFileSync(path, "utf8"));
+  const messages = [...said, result.stderr.toString()].join("").trim();
+  if (!result.success) {
+    throw new BuildError(`the ${name} kernels did not compile with ${compiler.version}:\n${messages}`);
+  }
+  return messages;
 }
