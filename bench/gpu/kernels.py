@@ -1,6 +1,6 @@
 """The CUDA kernels against PyTorch, through the C ABI alone: is every operation right, and how fast is it?
 
-Usage: python bench/gpu/kernels.py LIBRARY [--out FILE.json] [--no-bench]
+Usage: python bench/gpu/kernels.py LIBRARY [--results DIRECTORY] [--small] [--no-bench]
 
 LIBRARY is libmantou.so as built from kernels/cuda; the emulated one serves too, without the benchmarks. Operations run on
 random inputs, with outputs full of NaN beforehand, twice (the bits must be equal), and are compared with float64. The
@@ -416,16 +416,36 @@ def bench(library):
             yield f"{label}, {what} (ours with RoPE)", "flops", factor * flops, time_ours(library, run, 10), best and f"SDPA {best}", best and times[best][i]
 
 
+def write(results, directory):
+    """One JSON file and one Markdown table, named by device and date."""
+    name = re.sub(r"\W+", "-", results["device"].split(",")[0]).strip("-").lower() + time.strftime("-%Y-%m-%d")
+    (directory / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    lines = [f"# {results['device']}, {time.strftime('%Y-%m-%d')}, PyTorch {results['torch']}", ""]
+    lines += [f"`python bench/gpu/kernels.py LIBRARY --results {directory}`", ""]
+    if results["rows"]:
+        lines += [f"Copies move {results['copy_gb_per_s']:.0f} GB/s, matrix products do {results['matrix_tflops']:.0f} TFLOP/s.", ""]
+        lines += ["| work | ms | achieved | of the card's | peer | peer's ms | ratio |", "| --- | --: | --: | --: | --- | --: | --: |"]
+    for row in results["rows"]:
+        unit = "GB/s" if row["unit"] == "bytes" else "TFLOP/s"
+        peer = f"{row['peer']} | {row['peer_ms']:.3f} | {row['peer_ms'] / row['ms']:.2f} |" if row["peer"] else "| | |"
+        lines.append(f"| {row['work']} | {row['ms']:.3f} | {row['achieved']:.0f} {unit} | {row['share']:.0%} | {peer}")
+    lines += ["", "| operation | largest relative error against float64 |", "| --- | --: |"]
+    lines += [f"| {name} | {error:.1e} |" for name, error in sorted(results["errors"].items())]
+    lines += ["", *(results["wrong"] or ["Every operation is right, and gives the same bits twice."])]
+    (directory / f"{name}.md").write_text("\n".join(lines) + "\n")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("library")
-    parser.add_argument("--out")
+    parser.add_argument("--results", help="where a JSON file and a Markdown table named by device and date go")
+    parser.add_argument("--small", action="store_true", help="small shapes only, as for a sanitizer")
     parser.add_argument("--no-bench", action="store_true")
     options = parser.parse_args()
     library = Library(options.library)
     on_gpu = library.backend == "cuda"
     print(f"{library.backend}: {library.description}; PyTorch {torch.__version__}")
-    wrong, worst = check(library, big=on_gpu)
+    wrong, worst = check(library, big=on_gpu and not options.small)
     for (operation, dtype), error in sorted(worst.items()):
         print(f"{operation:14} {dtype:9} largest relative error {error:.1e}")
     print("\n".join(wrong) or "every operation is right, and gives the same bits twice")
@@ -442,8 +462,8 @@ def main():
             results["rows"].append(row)
             beside = f", {theirs / ours:.2f} x the speed of {peer}" if peer else ""
             print(f"{work}: {ours:.3f} ms, {achieved:.0f} {'GB/s' if unit == 'bytes' else 'TFLOP/s'}, {share:.0%}{beside}")
-    if options.out:
-        pathlib.Path(options.out).write_text(json.dumps(results, indent=1) + "\n")
+    if options.results:
+        write(results, pathlib.Path(options.results))
     sys.exit(1 if wrong else 0)
 
 

@@ -1,7 +1,8 @@
 /** @mantou/model: tensors on a native backend, the transformer with hand-written backward, AdamW, generation. */
 export { AdamW, type AdamWOptions } from "./adamw.ts";
 export { BuildError, buildCpuLibrary } from "./build.ts";
-export { type Emulation, buildCudaLibrary, buildEmulatedLibrary, buildEmulatedProgram } from "./build-cuda.ts";
+export { type Emulation, findNvcc } from "./build-cuda.ts";
+export { buildCudaLibrary, buildEmulatedLibrary, buildEmulatedProgram } from "./build-cuda.ts";
 export { type ModelConfig, type ResolvedModelConfig, RMSNORM_EPS, resolveModelConfig } from "./config.ts";
 export { Decoder } from "./decoder.ts";
 export {
