@@ -130,9 +130,7 @@ struct Update {
 
 // 1 - beta. A float32 near 1 is good to 3e-8 only, which would leave 0.001 = 1 - 0.999 wrong in its fifth digit, so
 // that the moments would differ from those of an optimizer that subtracts before rounding. Betas are short decimals.
-float complement(float beta) {
-  return static_cast<float>(std::round((1.0 - static_cast<double>(beta)) * 1e7) / 1e7);
-}
+float complement(float beta) { return static_cast<float>(std::round((1.0 - static_cast<double>(beta)) * 1e7) / 1e7); }
 
 }  // namespace
 
@@ -164,9 +162,14 @@ int32_t mantou_adamw(mantou_context* context, int32_t dtype, int64_t count, void
                        is_aligned(first_moments) && is_aligned(second_moments);
   return with_type(dtype, [=](auto zero) {
     using T = decltype(zero);
-    const Update<T> update{count,          static_cast<T*>(weights), master, gradients,         first_moments,
-                           second_moments, scalars,                  gradient_factor,           beta1,
-                           complement(beta1), beta2, complement(beta2), eps, ranges, range_ends, range_decays};
+    const Update<T> update{count,         static_cast<T*>(weights),
+                           master,        gradients,
+                           first_moments, second_moments,
+                           scalars,       gradient_factor,
+                           beta1,         complement(beta1),
+                           beta2,         complement(beta2),
+                           eps,           ranges,
+                           range_ends,    range_decays};
     return for_elements<4>(context, name, count, vectors, update);
   });
 }

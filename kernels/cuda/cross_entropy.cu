@@ -1,8 +1,8 @@
 // Cross-entropy of rows of logits and its gradient, written over them.
 //
-// A block takes a row. Each thread keeps its first SPAN packs in registers, so that a row of up to SPAN * THREADS packs is
-// read once and written once; what a longer one has beyond them is read three times. Columns past the vocabulary have
-// no place in the sum, whatever they hold.
+// A block takes a row. Each thread keeps its first SPAN packs in registers, so that a row of up to SPAN * THREADS packs
+// is read once and written once; what a longer one has beyond them is read three times. Columns past the vocabulary
+// have no place in the sum, whatever they hold.
 #include "context.h"
 
 using namespace mantou;
@@ -10,9 +10,8 @@ using namespace mantou;
 namespace {
 
 template <typename T, int N, int THREADS, int SPAN>
-GLOBAL void LAUNCH_BOUNDS(THREADS)
-    cross_entropy(int vocab_size, T* logits, int64_t stride, const int32_t* targets, float gradient_scale,
-                  float* losses, Fault* fault) {
+GLOBAL void LAUNCH_BOUNDS(THREADS) cross_entropy(int vocab_size, T* logits, int64_t stride, const int32_t* targets,
+                                                 float gradient_scale, float* losses, Fault* fault) {
   SHARED_ARRAY(float, scratch, [2][THREADS / WARP]);
   const int64_t row = blockIdx.x;
   const int32_t target = targets[row];
@@ -110,8 +109,8 @@ int32_t mantou_cross_entropy(mantou_context* context, int32_t dtype, int64_t row
     using T = decltype(zero);
     const auto run = [=](auto kernel, int threads) {
       return launch(name, kernel, grid_of(rows), static_cast<unsigned>(threads), 0, context->stream,
-                    static_cast<int>(vocab_size),
-                    static_cast<T*>(logits), stride, targets, gradient_scale, losses, context->fault);
+                    static_cast<int>(vocab_size), static_cast<T*>(logits), stride, targets, gradient_scale, losses,
+                    context->fault);
     };
     if (!vectors) return run(cross_entropy<T, 1, 256, 8>, 256);
     constexpr int N = LANES<T>;

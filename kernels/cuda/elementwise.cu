@@ -103,9 +103,8 @@ int32_t mantou_add(mantou_context* context, int32_t dtype, int64_t count, const 
   const bool vectors = is_aligned(a) && is_aligned(b) && is_aligned(output);
   return with_type(dtype, [=](auto zero) {
     using T = decltype(zero);
-    return for_elements<LANES<T>>(
-        context, name, count, vectors,
-        Add<T>{static_cast<const T*>(a), static_cast<const T*>(b), static_cast<T*>(output)});
+    return for_elements<LANES<T>>(context, name, count, vectors,
+                                  Add<T>{static_cast<const T*>(a), static_cast<const T*>(b), static_cast<T*>(output)});
   });
 }
 

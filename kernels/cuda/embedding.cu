@@ -5,7 +5,8 @@
 //   arrange  a place for each token that occurs, and within it for each chunk, in order
 //   place    writes the rows' numbers to their places, each chunk by one warp, in order
 //   add_up   sums the gradients of each token's rows
-// Tokens take their places in any order, but a token's rows always stand in theirs: the sums have the same bits each time.
+// Tokens take their places in any order, but a token's rows always stand in theirs: the sums have the same bits each
+// time.
 #include "context.h"
 
 using namespace mantou;
@@ -31,8 +32,7 @@ struct Gather {
       return;
     }
     using Same = Pack<T, N>;
-    *reinterpret_cast<Same*>(output + i) =
-        *reinterpret_cast<const Same*>(weight + token * dim + place.column * N);
+    *reinterpret_cast<Same*>(output + i) = *reinterpret_cast<const Same*>(weight + token * dim + place.column * N);
   }
 };
 
@@ -53,7 +53,7 @@ int32_t mantou_embedding_forward(mantou_context* context, int32_t dtype, int64_t
   const bool vectors = in_vectors(dtype, dim, weight, output);
   return with_type(dtype, [=](auto zero) {
     using T = decltype(zero);
-    const Gather<T> gather{vocab_size, dim, tokens, static_cast<const T*>(weight), static_cast<T*>(output),
+    const Gather<T> gather{vocab_size,    dim, tokens, static_cast<const T*>(weight), static_cast<T*>(output),
                            context->fault};
     return for_elements<LANES<T>>(context, name, rows * dim, vectors, gather);
   });
@@ -168,8 +168,7 @@ DEVICE void sum_rows(float (&sum)[N], const T* doutput, int64_t dim, int column,
 // A block takes one token after another. The warps share the columns of a token with few rows, and the rows of one with
 // many: then their sums are added in order.
 template <typename T, int N>
-GLOBAL void LAUNCH_BOUNDS(THREADS, 1)
-    add_up(int dim, const T* doutput, float* dweight, Sorting sorting) {
+GLOBAL void LAUNCH_BOUNDS(THREADS, 1) add_up(int dim, const T* doutput, float* dweight, Sorting sorting) {
   constexpr int WARPS = THREADS / WARP;
   SHARED_ARRAY(float, sums, [WARPS][WARP * N]);
   const int32_t tokens = sorting.totals[1];
@@ -211,9 +210,8 @@ int64_t mantou_embedding_backward_workspace(int64_t rows, int64_t vocab_size, in
   return Sorting::elements(rows, vocab_size) * static_cast<int64_t>(sizeof(int32_t));
 }
 
-int32_t mantou_embedding_backward(mantou_context* context, int32_t dtype, int64_t rows, int64_t vocab_size,
-                                  int64_t dim, const int32_t* tokens, const void* doutput, float* dweight,
-                                  void* workspace) {
+int32_t mantou_embedding_backward(mantou_context* context, int32_t dtype, int64_t rows, int64_t vocab_size, int64_t dim,
+                                  const int32_t* tokens, const void* doutput, float* dweight, void* workspace) {
   CHECK_NOT_NULL(context);
   CHECK_DTYPE(dtype);
   CHECK_NOT_NEGATIVE(rows);
@@ -234,8 +232,8 @@ int32_t mantou_embedding_backward(mantou_context* context, int32_t dtype, int64_
   CHECK_CUDA(cudaMemsetAsync(workspace, 0, static_cast<size_t>(counters) * sizeof(int32_t), stream));
   RETURN_IF_FAILED(launch(name, count, grid_of(divide_up(rows, THREADS)), THREADS, 0, stream, rows, vocab_size, tokens,
                           sorting, context->fault));
-  RETURN_IF_FAILED(launch(name, arrange, grid_of(divide_up(vocab_size, THREADS)), THREADS, 0, stream, chunks,
-                          vocab_size, sorting));
+  RETURN_IF_FAILED(
+      launch(name, arrange, grid_of(divide_up(vocab_size, THREADS)), THREADS, 0, stream, chunks, vocab_size, sorting));
   RETURN_IF_FAILED(launch(name, place, grid_of(chunks), WARP, 0, stream, rows, vocab_size, tokens, sorting));
   const bool vectors = in_vectors(dtype, dim, doutput);
   return with_type(dtype, [=](auto zero) {

@@ -43,9 +43,8 @@ DEVICE int place_of(int j) {
 // ---- forward -----------------------------------------------------------------------------------------------------
 
 template <typename T, int N, int SPAN, typename Team>
-GLOBAL void LAUNCH_BOUNDS(Team::THREADS)
-    forward(int64_t rows, int dim, float eps, const T* input, const T* residual, const T* gain, T* sum, T* output,
-            float* rstd) {
+GLOBAL void LAUNCH_BOUNDS(Team::THREADS) forward(int64_t rows, int dim, float eps, const T* input, const T* residual,
+                                                 const T* gain, T* sum, T* output, float* rstd) {
   SHARED_ARRAY(float, scratch, [BLOCK / WARP]);
   const int64_t row = Team::index();
   if (row >= rows) return;
@@ -161,8 +160,8 @@ int64_t parts_of(int64_t rows) {
 // `partial` float32 [parts, dim].
 template <typename T, int N, int SPAN, typename Team>
 GLOBAL void LAUNCH_BOUNDS(Team::THREADS, 1)
-    backward(int64_t rows_each, int64_t rows_over, int dim, int64_t parts, const T* doutput, const T* x, const T* gain, const float* rstd,
-             const T* dresidual, T* dinput, float* partial) {
+    backward(int64_t rows_each, int64_t rows_over, int dim, int64_t parts, const T* doutput, const T* x, const T* gain,
+             const float* rstd, const T* dresidual, T* dinput, float* partial) {
   SHARED_ARRAY(float, scratch, [2][BLOCK / WARP]);
   const int64_t part = Team::index();
   if (part >= parts) return;
@@ -239,7 +238,7 @@ GLOBAL void LAUNCH_BOUNDS(Team::THREADS, 1)
 }
 
 // A block adds up WARP columns: its warps take every WARP-th part each, and their sums are added in order.
-GLOBAL void LAUNCH_BOUNDS(WARP * WARP) add_parts(int64_t parts, int64_t dim, const float* partial, float* dgain) {
+GLOBAL void LAUNCH_BOUNDS(WARP* WARP) add_parts(int64_t parts, int64_t dim, const float* partial, float* dgain) {
   SHARED_ARRAY(float, sums, [WARP][WARP + 1]);
   const int64_t column = int64_t{blockIdx.x} * WARP + lane_of_thread();
   float sum = 0.0f;
@@ -261,8 +260,8 @@ int64_t mantou_rmsnorm_backward_workspace(int64_t rows, int64_t dim) {
 }
 
 int32_t mantou_rmsnorm_backward(mantou_context* context, int32_t dtype, int64_t rows, int64_t dim, const void* doutput,
-                                const void* x, const void* gain, const float* rstd, const void* dresidual,
-                                void* dinput, float* dgain, void* workspace) {
+                                const void* x, const void* gain, const float* rstd, const void* dresidual, void* dinput,
+                                float* dgain, void* workspace) {
   CHECK_NOT_NULL(context);
   CHECK_DTYPE(dtype);
   CHECK_NOT_NEGATIVE(rows);
@@ -285,9 +284,9 @@ int32_t mantou_rmsnorm_backward(mantou_context* context, int32_t dtype, int64_t 
     return with_layout<T>(vectors, dim, [=](auto n, auto span, auto team) {
       using Team = decltype(team);
       return launch(name, backward<T, n, span, Team>, grid_of(Team::blocks(parts)), Team::THREADS, 0, context->stream,
-                    rows / parts, rows % parts, static_cast<int>(dim), parts, static_cast<const T*>(doutput), static_cast<const T*>(x),
-                    static_cast<const T*>(gain), rstd, static_cast<const T*>(dresidual), static_cast<T*>(dinput),
-                    partial);
+                    rows / parts, rows % parts, static_cast<int>(dim), parts, static_cast<const T*>(doutput),
+                    static_cast<const T*>(x), static_cast<const T*>(gain), rstd, static_cast<const T*>(dresidual),
+                    static_cast<T*>(dinput), partial);
     });
   }));
   return launch(name, add_parts, grid_of(divide_up(dim, WARP)), WARP * WARP, 0, context->stream, parts, dim, partial,

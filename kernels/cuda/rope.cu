@@ -1,5 +1,6 @@
 // Rotary position embedding (Su et al. 2021, "RoFormer", section 3.2) as an operation of its own; attention rotates q
-// and k as it loads them. The pair (2i, 2i + 1) is turned by the angle whose cos and sin are table[2i] and table[2i + 1].
+// and k as it loads them. The pair (2i, 2i + 1) is turned by the angle whose cos and sin are table[2i] and table[2i +
+// 1].
 #include "context.h"
 
 using namespace mantou;

@@ -162,7 +162,7 @@ int32_t mantou_swiglu_backward(mantou_context* context, int32_t dtype, int64_t r
   return with_type(dtype, [=](auto zero) {
     using T = decltype(zero);
     return for_elements<LANES<T>>(context, name, rows * dim, vectors,
-                                  SwigluBackward<T>{dim, static_cast<const T*>(doutput),
-                                                    static_cast<const T*>(gate_up), static_cast<T*>(dgate_up)});
+                                  SwigluBackward<T>{dim, static_cast<const T*>(doutput), static_cast<const T*>(gate_up),
+                                                    static_cast<T*>(dgate_up)});
   });
 }

@@ -130,7 +130,8 @@ struct Shuffle {
     for (unsigned lane = 0; lane < 32; lane++) {
       if (!(mask >> lane & 1u)) continue;
       auto* own = static_cast<Shuffle*>(lanes[lane]);
-      if (!(mask >> own->source & 1u)) fail(line, "lane %u shuffles from lane %u, which is not in the mask %08x", lane, own->source, mask);
+      if (!(mask >> own->source & 1u))
+        fail(line, "lane %u shuffles from lane %u, which is not in the mask %08x", lane, own->source, mask);
       own->result = static_cast<Shuffle*>(lanes[own->source])->value;
     }
   }
@@ -187,7 +188,8 @@ inline void __threadfence() {}
 template <typename T>
 inline T __shfl_sync(uint32_t mask, T value, int source, int width = 32, int line = __builtin_LINE()) {
   const unsigned segment = static_cast<unsigned>(width) - 1u;
-  return emulator::shuffle(mask, value, (emulator::lane() & ~segment) | (static_cast<unsigned>(source) & segment), line);
+  return emulator::shuffle(mask, value, (emulator::lane() & ~segment) | (static_cast<unsigned>(source) & segment),
+                           line);
 }
 template <typename T>
 inline T __shfl_xor_sync(uint32_t mask, T value, int bits, int width = 32, int line = __builtin_LINE()) {
@@ -205,8 +207,12 @@ inline T __shfl_up_sync(uint32_t mask, T value, unsigned delta, int width = 32, 
   const unsigned own = emulator::lane(), segment = static_cast<unsigned>(width) - 1u;
   return emulator::shuffle(mask, value, (own & segment) >= delta ? own - delta : own, line);
 }
-inline unsigned __ballot_sync(uint32_t mask, bool p, int line = __builtin_LINE()) { return emulator::ballot(mask, p, line); }
-inline bool __any_sync(uint32_t mask, bool p, int line = __builtin_LINE()) { return emulator::ballot(mask, p, line) != 0; }
+inline unsigned __ballot_sync(uint32_t mask, bool p, int line = __builtin_LINE()) {
+  return emulator::ballot(mask, p, line);
+}
+inline bool __any_sync(uint32_t mask, bool p, int line = __builtin_LINE()) {
+  return emulator::ballot(mask, p, line) != 0;
+}
 inline bool __all_sync(uint32_t mask, bool p, int line = __builtin_LINE()) {
   return emulator::ballot(mask, p, line) == mask;
 }
@@ -228,9 +234,9 @@ inline T atomicCAS(T* address, std::common_type_t<T> expected, std::common_type_
 }
 
 // SHARED_ARRAY(float, tile, [32][33]); SHARED_DYNAMIC(bytes) is a char array as long as the launch says.
-#define SHARED_ARRAY(type, name, dimensions)  \
-  static const char name##_key = 0;           \
-  typedef type name##_type dimensions;        \
+#define SHARED_ARRAY(type, name, dimensions) \
+  static const char name##_key = 0;          \
+  typedef type name##_type dimensions;       \
   name##_type& name = *static_cast<name##_type*>(::emulator::shared_array(&name##_key, sizeof(name##_type), 16))
 #define SHARED_DYNAMIC(name) char* const name = static_cast<char*>(::emulator::shared_dynamic())
 

@@ -2,8 +2,8 @@
 //
 // One block runs at a time, on one thread of the operating system. Blocks come in a random order; within a block, so do
 // warps and lanes, as far as barriers and operations of a warp let them. The order follows from a seed
-// ($MANTOU_EMULATOR_SEED) and the number of the launch, so a failure repeats, while the same call made twice runs in two
-// orders.
+// ($MANTOU_EMULATOR_SEED) and the number of the launch, so a failure repeats, while the same call made twice runs in
+// two orders.
 #include "emulator.h"
 
 #include <sys/mman.h>
@@ -159,7 +159,9 @@ bool failed;
 char message[1024];
 Random random_numbers;
 
-char* bottom_of(const Fiber* fiber) { return stacks + static_cast<size_t>(fiber - fibers) * (STACK_BYTES + PAGE) + PAGE; }
+char* bottom_of(const Fiber* fiber) {
+  return stacks + static_cast<size_t>(fiber - fibers) * (STACK_BYTES + PAGE) + PAGE;
+}
 
 #if defined(__SANITIZE_ADDRESS__)
 const void* scheduler_bottom;
@@ -354,7 +356,13 @@ bool is_ordered(const Access& before, const Access& own) {
 // A block's shared memory is new, so there the block's number in time takes the launch's place.
 Access access_now(bool shared, bool atomic) {
   const unsigned linear = running->position.linear, warp = linear / 32u;
-  return {shared ? 0x80000000u | blocks_run : launches, block_number, running->barriers, warps[warp].time, 1u << (linear & 31u), static_cast<uint16_t>(warp), atomic};
+  return {shared ? 0x80000000u | blocks_run : launches,
+          block_number,
+          running->barriers,
+          warps[warp].time,
+          1u << (linear & 31u),
+          static_cast<uint16_t>(warp),
+          atomic};
 }
 
 // `before` and the running thread's access in one: both of them stay unordered with what follows.
@@ -377,9 +385,12 @@ bool is_shared(size_t at) { return at - static_cast<size_t>(arena - region) < SH
     if (next != used.begin()) from = at - std::prev(next)->first;
   }
   char who[96] = "";
-  if (other && other->block == MANY_BLOCKS) std::snprintf(who, sizeof who, " (several blocks)");
-  else if (other && other->warp == MANY_WARPS) std::snprintf(who, sizeof who, " (several warps of block %u)", other->block);
-  else if (other) std::snprintf(who, sizeof who, " (block %u, warp %u, lanes %08x)", other->block, other->warp, other->lanes);
+  if (other && other->block == MANY_BLOCKS)
+    std::snprintf(who, sizeof who, " (several blocks)");
+  else if (other && other->warp == MANY_WARPS)
+    std::snprintf(who, sizeof who, " (several warps of block %u)", other->block);
+  else if (other)
+    std::snprintf(who, sizeof who, " (block %u, warp %u, lanes %08x)", other->block, other->warp, other->lanes);
   fail(0, "%s%s: byte %zu of %s", what, who, from, shared ? "shared memory" : "an allocation");
 }
 
@@ -388,20 +399,28 @@ void check(const void* address, size_t bytes, How how) {
   if (at >= REGION || !running || failed) return;
   const Access own = access_now(is_shared(at), how == How::Atomic);
   for (size_t i = at / 2; i <= (at + bytes - 1) / 2; i++) {
-    if (states[i] == OUTSIDE) report(how == How::Read ? "reads outside of any array" : "writes outside of any array", i * 2, nullptr);
-    if (states[i] == COPYING) report("touches the destination of an asynchronous copy before waiting for it", i * 2, nullptr);
+    if (states[i] == OUTSIDE)
+      report(how == How::Read ? "reads outside of any array" : "writes outside of any array", i * 2, nullptr);
+    if (states[i] == COPYING)
+      report("touches the destination of an asynchronous copy before waiting for it", i * 2, nullptr);
     if (states[i] == UNWRITTEN && how != How::Write) report("reads what nothing has written", i * 2, nullptr);
     Cell& cell = cells[i];
     const bool after_write = is_ordered(cell.write, own) || (cell.write.atomic && own.atomic);
-    if (!after_write) report(how == How::Read ? "race: reads what another thread writes" : "race: writes what another thread writes", i * 2, &cell.write);
+    if (!after_write)
+      report(how == How::Read ? "race: reads what another thread writes" : "race: writes what another thread writes",
+             i * 2, &cell.write);
     if (how == How::Read) {
-      if (is_ordered(cell.read, own)) cell.read = own;
-      else join(cell.read, own);
+      if (is_ordered(cell.read, own))
+        cell.read = own;
+      else
+        join(cell.read, own);
       continue;
     }
     if (!is_ordered(cell.read, own)) report("race: writes what another thread reads", i * 2, &cell.read);
-    if (own.atomic && !is_ordered(cell.write, own)) join(cell.write, own);
-    else cell.write = own;
+    if (own.atomic && !is_ordered(cell.write, own))
+      join(cell.write, own);
+    else
+      cell.write = own;
     cell.read.launch = 0;
     states[i] = WRITTEN;
   }
@@ -409,7 +428,8 @@ void check(const void* address, size_t bytes, How how) {
 
 void check_aligned(const void* address, size_t bytes, How how) {
   if (static_cast<size_t>(static_cast<const char*>(address) - region) >= REGION) return;
-  if (reinterpret_cast<uintptr_t>(address) % bytes != 0) report("accesses a misaligned address", static_cast<size_t>(static_cast<const char*>(address) - region), nullptr);
+  if (reinterpret_cast<uintptr_t>(address) % bytes != 0)
+    report("accesses a misaligned address", static_cast<size_t>(static_cast<const char*>(address) - region), nullptr);
   check(address, bytes, how);
 }
 #else
@@ -426,7 +446,8 @@ void report_deadlock() {
     va_list none{};
     char text[256];
     std::snprintf(text, sizeof text, "waits in a %s that %s never reach (%u of %u threads have ended)", fiber->waiting,
-                  fiber->state == State::AtBarrier ? "other threads of the block" : "other lanes of its mask", done_count, thread_count);
+                  fiber->state == State::AtBarrier ? "other threads of the block" : "other lanes of its mask",
+                  done_count, thread_count);
     record(text, none, fiber->line);
     running = nullptr;
     return;
@@ -492,8 +513,11 @@ const char* run(const char* name, dim3 grid, dim3 block, size_t shared, void (*b
   start_up();
   static char refusal[256];
   const size_t threads = size_t{block.x} * block.y * block.z, blocks = size_t{grid.x} * grid.y * grid.z;
-  if (threads < 1 || threads > MAX_THREADS || blocks < 1 || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535 || block.z > 64 || shared > SHARED_LIMIT) {
-    std::snprintf(refusal, sizeof refusal, "invalid launch of %s: grid (%u, %u, %u), block (%u, %u, %u), %zu bytes of shared memory", name, grid.x, grid.y, grid.z, block.x, block.y, block.z, shared);
+  if (threads < 1 || threads > MAX_THREADS || blocks < 1 || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535 ||
+      block.z > 64 || shared > SHARED_LIMIT) {
+    std::snprintf(refusal, sizeof refusal,
+                  "invalid launch of %s: grid (%u, %u, %u), block (%u, %u, %u), %zu bytes of shared memory", name,
+                  grid.x, grid.y, grid.z, block.x, block.y, block.z, shared);
     return refusal;
   }
   kernel_name = name;
@@ -514,7 +538,8 @@ const char* run(const char* name, dim3 grid, dim3 block, size_t shared, void (*b
   while (divisor(step, blocks) != 1) step++;
   size_t number = random_numbers.below(static_cast<uint32_t>(blocks));
   for (size_t i = 0; i < blocks && !failed; i++, number = (number + step) % blocks) {
-    block_index = {static_cast<unsigned>(number % grid.x), static_cast<unsigned>(number / grid.x % grid.y), static_cast<unsigned>(number / grid.x / grid.y)};
+    block_index = {static_cast<unsigned>(number % grid.x), static_cast<unsigned>(number / grid.x % grid.y),
+                   static_cast<unsigned>(number / grid.x / grid.y)};
 #if defined(MANTOU_RACE_CHECKER)
     block_number = static_cast<uint32_t>(number);
 #endif
@@ -539,7 +564,8 @@ void barrier(int line) {
 void collective(uint32_t mask, const char* operation, int line, void* mine, Compute compute) {
   const unsigned lane = running->position.linear & 31u, first = running->position.linear - lane;
   if (!(mask >> lane & 1u)) fail(line, "%s: the mask %08x does not have the calling lane, %u", operation, mask, lane);
-  if (thread_count - first < 32 && mask >> (thread_count - first)) fail(line, "%s: the mask %08x has lanes that do not exist", operation, mask);
+  if (thread_count - first < 32 && mask >> (thread_count - first))
+    fail(line, "%s: the mask %08x has lanes that do not exist", operation, mask);
   std::vector<Meeting>& meetings = own_warp().meetings;
   Meeting* meeting = nullptr;
   for (Meeting& open : meetings)
@@ -551,13 +577,15 @@ void collective(uint32_t mask, const char* operation, int line, void* mine, Comp
     meeting->line = line;
   }
   if (meeting->line != line || (meeting->operation != operation && std::strcmp(meeting->operation, operation) != 0))
-    fail(line, "%s, while other lanes of the mask are in the %s of line %d", operation, meeting->operation, meeting->line);
+    fail(line, "%s, while other lanes of the mask are in the %s of line %d", operation, meeting->operation,
+         meeting->line);
   meeting->arrived |= 1u << lane;
   meeting->brought[lane] = mine;
   if (meeting->arrived != mask) return wait_as(State::InWarp, operation, line);
   meeting->arrived = 0;
   compute(meeting->brought, mask, line);
-  for (uint32_t rest = mask; rest; rest &= rest - 1) fibers[first + static_cast<unsigned>(__builtin_ctz(rest))].state = State::Ready;
+  for (uint32_t rest = mask; rest; rest &= rest - 1)
+    fibers[first + static_cast<unsigned>(__builtin_ctz(rest))].state = State::Ready;
 }
 
 uint32_t ballot(uint32_t mask, bool predicate, int line) {
@@ -673,14 +701,16 @@ static bool in_shared_memory(const void* address) {
 
 static void check_row(const char* what, const void* address, int line) {
   if (!in_shared_memory(address)) fail(line, "%s: the address is not in shared memory", what);
-  if (reinterpret_cast<uintptr_t>(address) % 16) fail(line, "%s: the address in shared memory is not a multiple of 16", what);
+  if (reinterpret_cast<uintptr_t>(address) % 16)
+    fail(line, "%s: the address in shared memory is not a multiple of 16", what);
 }
 
 void cp_async16(void* destination, const void* source, int bytes, int line) {
   check_row("cp_async16", destination, line);
   if (bytes < 0 || bytes > 16) fail(line, "cp_async16: %d bytes", bytes);
   if (reinterpret_cast<uintptr_t>(source) % 16) fail(line, "cp_async16: the source is not at a multiple of 16");
-  if (bytes > 0 && (!is_device_memory(source) || in_shared_memory(source))) fail(line, "cp_async16: the source is not in device memory");
+  if (bytes > 0 && (!is_device_memory(source) || in_shared_memory(source)))
+    fail(line, "cp_async16: the source is not in device memory");
   if (bytes > 0) check(source, static_cast<size_t>(bytes), How::Read);
   check(destination, 16, How::Write);
   std::memset(destination, 0xff, 16);
@@ -715,8 +745,8 @@ struct Rows {
   const uint16_t* row;
 };
 
-// Lane l brings the address of row l % 8 of matrix l / 8; lane 4 g + t receives the elements 2 t and 2 t + 1 of row g of
-// each matrix, or of its transpose.
+// Lane l brings the address of row l % 8 of matrix l / 8; lane 4 g + t receives the elements 2 t and 2 t + 1 of row g
+// of each matrix, or of its transpose.
 template <bool transposed>
 static void load_matrices(void* const* lanes, uint32_t, int) {
   for (unsigned lane = 0; lane < 32; lane++) {
@@ -725,8 +755,8 @@ static void load_matrices(void* const* lanes, uint32_t, int) {
       const auto element = [&](unsigned row, unsigned column) {
         return static_cast<uint32_t>(static_cast<const Rows*>(lanes[m * 8 + row])->row[column]);
       };
-      static_cast<Rows*>(lanes[lane])->registers[m] =
-          transposed ? element(2 * t, g) | element(2 * t + 1, g) << 16 : element(g, 2 * t) | element(g, 2 * t + 1) << 16;
+      static_cast<Rows*>(lanes[lane])->registers[m] = transposed ? element(2 * t, g) | element(2 * t + 1, g) << 16
+                                                                 : element(g, 2 * t) | element(g, 2 * t + 1) << 16;
     }
   }
 }
@@ -803,7 +833,8 @@ cudaError_t cudaMemcpyAsync(void* destination, const void* source, size_t bytes,
   if (is_device_memory(destination)) {
     mark(destination, bytes, WRITTEN);
     if (is_device_memory(source))
-      std::memcpy(states + (static_cast<char*>(destination) - region) / 2, states + (static_cast<const char*>(source) - region) / 2, bytes / 2);
+      std::memcpy(states + (static_cast<char*>(destination) - region) / 2,
+                  states + (static_cast<const char*>(source) - region) / 2, bytes / 2);
   }
 #endif
   std::memmove(destination, source, bytes);
@@ -834,14 +865,17 @@ const char* cudaGetErrorString(cudaError_t error) {
 // ---- what the compiler's instrumentation calls ---------------------------------------------------------------------
 
 #if defined(MANTOU_RACE_CHECKER)
-#define HOOKS(size)                                                                                       \
-  extern "C" void __tsan_read##size(void* p) { check_aligned(p, size, How::Read); }                        \
-  extern "C" void __tsan_write##size(void* p) { check_aligned(p, size, How::Write); }                      \
-  extern "C" void __tsan_unaligned_read##size(void* p) { check(p, size, How::Read); }                      \
+#define HOOKS(size)                                                                   \
+  extern "C" void __tsan_read##size(void* p) { check_aligned(p, size, How::Read); }   \
+  extern "C" void __tsan_write##size(void* p) { check_aligned(p, size, How::Write); } \
+  extern "C" void __tsan_unaligned_read##size(void* p) { check(p, size, How::Read); } \
   extern "C" void __tsan_unaligned_write##size(void* p) { check(p, size, How::Write); }
-HOOKS(1) HOOKS(2) HOOKS(4) HOOKS(8) HOOKS(16)
-extern "C" void __tsan_read_range(void* p, size_t bytes) { if (bytes) check(p, bytes, How::Read); }
-extern "C" void __tsan_write_range(void* p, size_t bytes) { if (bytes) check(p, bytes, How::Write); }
+HOOKS(1) HOOKS(2) HOOKS(4) HOOKS(8) HOOKS(16) extern "C" void __tsan_read_range(void* p, size_t bytes) {
+  if (bytes) check(p, bytes, How::Read);
+}
+extern "C" void __tsan_write_range(void* p, size_t bytes) {
+  if (bytes) check(p, bytes, How::Write);
+}
 extern "C" void __tsan_init() {}
 extern "C" void __tsan_func_entry(void*) {}
 extern "C" void __tsan_func_exit() {}

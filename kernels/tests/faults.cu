@@ -25,7 +25,8 @@ constexpr int COUNT = 128;
 // nothing has written.
 #define KERNEL(name) GLOBAL void name([[maybe_unused]] float* values, [[maybe_unused]] float* blank)
 
-// ---- what is right ---------------------------------------------------------------------------------------------------
+// ---- what is right
+// ---------------------------------------------------------------------------------------------------
 
 KERNEL(right) {
   SHARED_ARRAY(float, tile, [COUNT]);
@@ -49,7 +50,8 @@ KERNEL(right) {
   blank[i] = x;
 }
 
-// ---- what is wrong ---------------------------------------------------------------------------------------------------
+// ---- what is wrong
+// ---------------------------------------------------------------------------------------------------
 
 KERNEL(barrier_after_return) {
   if (threadIdx.x == 5) return;
@@ -170,7 +172,8 @@ KERNEL(race_of_blocks) { blank[threadIdx.x] = values[blockIdx.x]; }
 
 KERNEL(sum_without_atomic) { values[0] += values[threadIdx.x + 1 < COUNT ? threadIdx.x + 1 : 1]; }
 
-// ---- running one -----------------------------------------------------------------------------------------------------
+// ---- running one
+// -----------------------------------------------------------------------------------------------------
 
 using Kernel = void (*)(float*, float*);
 struct Case {
@@ -228,10 +231,11 @@ int main(int count, char** arguments) {
     cudaFree(blank);
   }
   float* const first = name == "host_memory" ? numbers : static_cast<float*>(values);
-  const int32_t status = launch(name.c_str(), chosen.kernel, chosen.blocks, chosen.threads, chosen.shared, nullptr, first,
-                                static_cast<float*>(blank));
+  const int32_t status = launch(name.c_str(), chosen.kernel, chosen.blocks, chosen.threads, chosen.shared, nullptr,
+                                first, static_cast<float*>(blank));
   if (status != MANTOU_OK) return 1;
-  const float* const result = static_cast<const float*>(name == "unwritten_global" || name == "sum_without_atomic" ? values : blank);
+  const float* const result =
+      static_cast<const float*>(name == "unwritten_global" || name == "sum_without_atomic" ? values : blank);
   std::printf("ok %g %g\n", static_cast<double>(result[0]), static_cast<double>(result[1]));
   return 0;
 }
