@@ -52,3 +52,5 @@ if (Bun.which("compute-sanitizer")) {
 } else console.log("\ncompute-sanitizer is not installed: not run");
 mkdirSync(join(root, "bench/results"), { recursive: true });
 step("every operation against float64, and beside PyTorch", [...kernels, "--results", "bench/results"]);
+const steps = `bench/results/steps-${new Date().toISOString().slice(0, 10)}.json`;
+step("training steps beside PyTorch's", [bun, "bench/gpu/step.ts", "--python", values.python, "--out", steps]);
