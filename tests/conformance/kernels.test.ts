@@ -276,11 +276,11 @@ onEveryType((subject) => {
         const [width, inStride, outStride] = [heads * headDim, heads * headDim + 16, heads * headDim + 8];
         const input = normal([rows, inStride], 1);
         const positions = randomInts([rows], 2, 50);
-        const rotated = (at: (row: number) => number) => {
+        const rotated = (at: (row: number) => number, direction = 1) => {
           const result = new Float64Array(rows * width);
           for (let i = 0; i < result.length; i += 2) {
             const [row, column] = [Math.floor(i / width), i % width];
-            const angle = at(row) * theta ** (-(column % headDim) / headDim);
+            const angle = direction * at(row) * theta ** (-(column % headDim) / headDim);
             const [x, y] = [0, 1].map((k) => input.data[row * inStride + column + k]!);
             result[i] = x! * Math.cos(angle) - y! * Math.sin(angle);
             result[i + 1] = y! * Math.cos(angle) + x! * Math.sin(angle);
@@ -303,18 +303,14 @@ onEveryType((subject) => {
           const blank = () => bench.from(floats([rows, outStride], new Float32Array(rows * outStride).fill(7)));
           const byPlace = turn(blank(), from, inStride, null, 0);
           const byPosition = turn(blank(), from, inStride, given, 0);
-          const back = turn(blank(), byPosition, outStride, given, 1);
+          const back = turn(blank(), from, inStride, given, 1);
           return { byPlace, byPosition, back };
         };
-        const byPosition = rotated((row) => positions.data[row]!);
-        const original = Float64Array.from(
-          byPosition,
-          (_, i) => input.data[Math.floor(i / width) * inStride + (i % width)]!,
-        );
+        const position = (row: number) => positions.data[row]!;
         const expected = {
           byPlace: spread(rotated((row) => row % length)),
-          byPosition: spread(byPosition),
-          back: spread(original),
+          byPosition: spread(rotated(position)),
+          back: spread(rotated(position, -1)),
         };
         verify(subject, run, expected);
       });
