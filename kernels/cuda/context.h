@@ -36,7 +36,7 @@ struct Fault {
   int32_t value;
   int64_t row, limit;
 };
-enum FaultKind : int32_t { NO_FAULT, TOKEN_FORWARD, TOKEN_BACKWARD, TARGET };
+enum FaultKind : int32_t { NO_FAULT, TOKEN_FORWARD, TOKEN_BACKWARD, TARGET, CACHE_FULL, CACHE_SLOT };
 
 // A library or plan that one file keeps in the context.
 struct Attachment {

@@ -14,6 +14,12 @@ static int32_t report(mantou_context* context) {
   if (fault.kind == NO_FAULT) return MANTOU_OK;
   CHECK_CUDA(cudaMemsetAsync(context->fault, 0, sizeof(Fault), context->stream));
   CHECK_CUDA(cudaStreamSynchronize(context->stream));
+  if (fault.kind == CACHE_FULL)
+    return fail(MANTOU_INVALID_ARGUMENT, "mantou_attention_cached: tokens %d .. %lld do not fit the cache's capacity of %lld",
+                fault.value, fault.value + static_cast<long long>(fault.row), static_cast<long long>(fault.limit));
+  if (fault.kind == CACHE_SLOT)
+    return fail(MANTOU_INVALID_ARGUMENT, "mantou_attention_cached: slot %d is not one of %lld", fault.value,
+                static_cast<long long>(fault.limit));
   const char* const function = fault.kind == TOKEN_FORWARD    ? "mantou_embedding_forward"
                                : fault.kind == TOKEN_BACKWARD ? "mantou_embedding_backward"
                                                               : "mantou_cross_entropy";

@@ -62,6 +62,13 @@ __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
   return result;
 }
 
+// 2^x within two units in the last place; results below 2^-126 become 0.
+__device__ __forceinline__ float fast_exp2(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
 // Makes the compiler forget what it knows of the registers of `value`, so that it computes again what follows from them
 // instead of keeping it.
 template <typename T>

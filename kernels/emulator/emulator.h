@@ -255,6 +255,7 @@ void mma_bf16_16816(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t
 inline uint32_t pack_bf16(float low, float high) {
   return __float2bfloat16_rn(low).bits | static_cast<uint32_t>(__float2bfloat16_rn(high).bits) << 16;
 }
+inline float fast_exp2(float x) { return std::exp2(x) < 0x1p-126f ? 0.0f : std::exp2(x); }
 template <typename T>
 inline void forget(T&) {}
 

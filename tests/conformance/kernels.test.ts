@@ -51,6 +51,7 @@ onEveryType((subject) => {
       [65, 17, 113],
       [113, 203, 65],
       [129, 130, 131],
+      [260, 390, 70],
       [300, 2, 257],
       [7, 515, 9],
       [33, 48, 1031],
@@ -650,7 +651,9 @@ onEveryType((subject) => {
       "a cache that is full",
       (on, t) => {
         const sizes = [1, 4, 1, 1, 2, 1] as const;
-        on.run("mantou_attention_cached", DTYPE, 1, 2, tokens([3]), null, ...sizes, t, 2, t, t, 2, null, t, t, t);
+        using starts = Tensor.from(on, [1], Int32Array.of(3));
+        on.run("mantou_attention_cached", DTYPE, 1, 2, starts, null, ...sizes, t, 2, t, t, 2, null, t, t, t);
+        on.synchronize();
       },
       /mantou_attention_cached.*4/,
     );
@@ -658,8 +661,10 @@ onEveryType((subject) => {
       "a slot that the cache does not have",
       (on, t) => {
         const sizes = [2, 4, 1, 1, 2, 1] as const;
-        const [starts, slots] = [tokens([0]), tokens([2])];
+        using starts = Tensor.from(on, [1], Int32Array.of(0));
+        using slots = Tensor.from(on, [1], Int32Array.of(2));
         on.run("mantou_attention_cached", DTYPE, 1, 1, starts, slots, ...sizes, t, 2, t, t, 2, null, t, t, t);
+        on.synchronize();
       },
       /mantou_attention_cached.*slot 2/,
     );

@@ -1,0 +1,333 @@
+// Causal attention, backward, as in FlashAttention-2 (Dao 2023, algorithm 2): the weights P are computed again from q, k
+// and the log-sum-exp of the forward pass, tile by tile. With delta = rowsum(doutput * output),
+//
+//   dV = P^T dO      dP = dO V^T      dS = P * (dP - delta)      dQ = scale dS K      dK = scale dS^T Q
+//
+// where Q and K are rotated; the gradients are rotated back as they are finished.
+//
+// Two kernels, so that every sum stays in one warp's registers and has a fixed order, without atomics and without a
+// float32 dQ in device memory; the price is that P and dP are computed twice (7 products instead of 5). One holds a
+// block of queries (dQ, and delta on the way) and walks over keys from the diagonal down; the other holds a block of keys
+// and walks over the queries of all heads that read it, with scores transposed: so each warp's rows of P^T and dS^T are
+// the left operands of its own dV and dK, and no weights pass through shared memory. Tiles move as in attention.cu.
+#include "attention.h"
+
+namespace mantou {
+namespace {
+
+// Rows held by a block, and rows of the tiles that pass by.
+constexpr int HELD = 128;
+constexpr int PASSING = 64;
+
+// A warp holds DOWN fragments of 16 rows: two share what is loaded for the other operand, but with wide heads their sums
+// do not fit the registers. Scores are computed STRIP columns at a time.
+template <int DIM>
+struct Plan {
+  static constexpr int DOWN = DIM > 64 ? 1 : 2;
+  static constexpr int THREADS = HELD / (DOWN * 16) * 32;
+  static constexpr int STRIP = 32;
+  static constexpr int SHARED_BYTES = (2 * HELD + 4 * PASSING) * DIM * 2;
+  using Held = TensorTile<HELD, DIM>;
+  using Passing = TensorTile<PASSING, DIM>;
+  using HeldLoader = HeadLoader<Held, THREADS>;
+  using PassingLoader = HeadLoader<Passing, THREADS>;
+};
+
+// The tiles of a block: two held, and two buffers for each of two that pass by.
+template <int DIM>
+struct Tiles {
+  bf16* memory;
+  DEVICE typename Plan<DIM>::Held held(int which) const { return {memory + which * HELD * DIM}; }
+  DEVICE typename Plan<DIM>::Passing passing(int which, int step) const {
+    return {memory + (2 * HELD + (which * 2 + (step & 1)) * PASSING) * DIM};
+  }
+};
+
+// Deltas of the rows that a thread has fetched, in `deltas` (shared) and in device memory. A row's chunks lie in
+// neighbouring lanes.
+template <int DIM>
+DEVICE void compute_deltas(typename Plan<DIM>::Held doutput, const bf16* output, int64_t stride, int count,
+                               float* deltas, float* to) {
+  using Loader = typename Plan<DIM>::HeldLoader;
+  for (int i = 0; i < Loader::ROUNDS; i++) {
+    const int r = Loader::row(i);
+    float sum = 0;
+    if (r < count) {
+      const uint4 a = *reinterpret_cast<const uint4*>(doutput.chunk(r, Loader::column()));
+      const uint4 b = *reinterpret_cast<const uint4*>(output + r * stride + Loader::column() * CHUNK);
+      const uint32_t x[4] = {a.x, a.y, a.z, a.w}, y[4] = {b.x, b.y, b.z, b.w};
+#pragma unroll
+      for (int e = 0; e < 4; e++) {
+        const float2 left = unpack_bf16(x[e]), right = unpack_bf16(y[e]);
+        sum = fmaf(left.x, right.x, fmaf(left.y, right.y, sum));
+      }
+    }
+#pragma unroll
+    for (int step = 1; step < Plan<DIM>::Held::CHUNKS; step *= 2) sum += __shfl_xor_sync(ALL_LANES, sum, step);
+    if (Loader::column() == 0) {
+      deltas[r] = sum;
+      if (r < count) to[r] = sum;
+    }
+  }
+}
+
+template <int DOWN, int FRAGMENTS>
+DEVICE void scale_all(float (&sum)[DOWN][FRAGMENTS][4], float factor) {
+#pragma unroll
+  for (int i = 0; i < DOWN; i++)
+#pragma unroll
+    for (int j = 0; j < FRAGMENTS; j++)
+#pragma unroll
+      for (int e = 0; e < 4; e++) sum[i][j][e] *= factor;
+}
+
+// dQ of a block of queries of one head, and its deltas.
+template <int DIM>
+GLOBAL void LAUNCH_BOUNDS(Plan<DIM>::THREADS, 1) differentiate_queries(AttentionBackward p, Order order) {
+  using P = Plan<DIM>;
+  constexpr int DOWN = P::DOWN, STRIP = P::STRIP;
+  SHARED_DYNAMIC(memory);
+  SHARED_ARRAY(float, deltas, [HELD]);
+  const Tiles<DIM> tiles = {reinterpret_cast<bf16*>(memory)};
+
+  const Work work = order.at(blockIdx.x, p.heads);
+  const int first = work.block * HELD;
+  const int count = p.length - first < HELD ? p.length - first : HELD;
+  const int64_t row = int64_t{work.sequence} * p.length + first;
+  const int64_t width = static_cast<int64_t>(p.heads) * DIM;
+  const int64_t offset = row * width + work.head * DIM;
+  const int kv_head = work.head / (p.heads / p.kv_heads);
+  const int64_t kv_offset = int64_t{work.sequence} * p.length * p.kv_stride + kv_head * DIM;
+  const auto* const k = static_cast<const bf16*>(p.k) + kv_offset;
+  const auto* const v = static_cast<const bf16*>(p.v) + kv_offset;
+  const Rotation rotation = {p.rope, p.positions ? p.positions + int64_t{work.sequence} * p.length : nullptr, 0};
+  const int64_t statistics = (int64_t{work.sequence} * p.heads + work.head) * p.length + first;
+  const int key_count = first + count;
+  const auto fetch = [&](int block) {
+    const int key = block * PASSING;
+    P::PassingLoader::fetch(tiles.passing(0, block), k + key * p.kv_stride, p.kv_stride, key_count - key);
+    P::PassingLoader::fetch(tiles.passing(1, block), v + key * p.kv_stride, p.kv_stride, key_count - key);
+    cp_async_commit();
+  };
+
+  P::HeldLoader::fetch(tiles.held(0), static_cast<const bf16*>(p.q) + row * p.q_stride + work.head * DIM, p.q_stride,
+                       count);
+  P::HeldLoader::fetch(tiles.held(1), static_cast<const bf16*>(p.doutput) + offset, width, count);
+  const int last_block = (key_count - 1) / PASSING;
+  fetch(last_block);
+  cp_async_wait<0>();
+  P::HeldLoader::turn(tiles.held(0), rotation, first, count);
+  compute_deltas<DIM>(tiles.held(1), static_cast<const bf16*>(p.output) + offset, width, count, deltas,
+                      p.delta + statistics);
+  __syncthreads();
+
+  const int lane = lane_of_thread();
+  const int warp_row = warp_of_thread() * DOWN * 16;
+  const float factor = p.scale * LOG2_E;
+  float lse[DOWN][2], delta[DOWN][2];
+#pragma unroll
+  for (int i = 0; i < DOWN; i++) {
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      const int r = warp_row + i * 16 + half * 8 + lane / 4;
+      lse[i][half] = r < count ? p.lse[statistics + r] * LOG2_E : INFINITY;
+      delta[i][half] = deltas[r];
+    }
+  }
+
+  float sums[DOWN][DIM / 8][4] = {};
+  for (int block = last_block; block >= 0; block--) {
+    const int key = block * PASSING;
+    cp_async_wait<0>();
+    P::PassingLoader::turn(tiles.passing(0, block), rotation, key, key_count - key);
+    // Now this block is complete for everyone, and everyone has left the buffers of the one before.
+    __syncthreads();
+    if (block > 0) fetch(block - 1);
+#pragma unroll 1
+    for (int strip = 0; strip < PASSING; strip += STRIP) {
+      // Query r of this warp sees the keys 0 .. ahead + r of the strip.
+      const int ahead = first + warp_row - key - strip;
+      if (ahead + DOWN * 16 <= 0) break;
+      float weights[DOWN][STRIP / 8][4] = {}, dweights[DOWN][STRIP / 8][4] = {};
+      multiply_by_rows<DOWN, STRIP>(weights, tiles.held(0), warp_row, tiles.passing(0, block), strip);
+      multiply_by_rows<DOWN, STRIP>(dweights, tiles.held(1), warp_row, tiles.passing(1, block), strip);
+#pragma unroll
+      for (int i = 0; i < DOWN; i++) {
+#pragma unroll
+        for (int j = 0; j < STRIP / 8; j++) {
+#pragma unroll
+          for (int e = 0; e < 4; e++) {
+            const bool seen = j * 8 + lane % 4 * 2 + e % 2 <= ahead + i * 16 + e / 2 * 8 + lane / 4;
+            const float weight = seen ? fast_exp2(fmaf(weights[i][j][e], factor, -lse[i][e / 2])) : 0.0f;
+            dweights[i][j][e] = weight * (dweights[i][j][e] - delta[i][e / 2]);
+          }
+        }
+      }
+      multiply_fragments<DOWN, STRIP>(sums, dweights, tiles.passing(0, block), strip);
+    }
+  }
+
+  scale_all(sums, p.scale);
+  turn_back(sums, rotation, first + warp_row, count - warp_row);
+  write_rows<DOWN>(sums, tiles.held(0), warp_row,
+                   static_cast<bf16*>(p.dq) + (row + warp_row) * p.q_stride + work.head * DIM, p.q_stride,
+                   count - warp_row);
+}
+
+// dK and dV of a block of keys of one key/value head.
+template <int DIM>
+GLOBAL void LAUNCH_BOUNDS(Plan<DIM>::THREADS, 1) differentiate_keys(AttentionBackward p, Order order) {
+  using P = Plan<DIM>;
+  constexpr int DOWN = P::DOWN, STRIP = P::STRIP;
+  SHARED_DYNAMIC(memory);
+  SHARED_ARRAY(float, lses, [2][PASSING]);
+  SHARED_ARRAY(float, deltas, [2][PASSING]);
+  const Tiles<DIM> tiles = {reinterpret_cast<bf16*>(memory)};
+
+  const Work work = order.at(blockIdx.x, p.kv_heads);
+  const int first = work.block * HELD;
+  const int count = p.length - first < HELD ? p.length - first : HELD;
+  const int64_t row = int64_t{work.sequence} * p.length;
+  const int64_t width = static_cast<int64_t>(p.heads) * DIM;
+  const int64_t kv_offset = (row + first) * p.kv_stride + work.head * DIM;
+  const Rotation rotation = {p.rope, p.positions ? p.positions + row : nullptr, 0};
+  const int group = p.heads / p.kv_heads;
+  // Step s handles block first_block + s % blocks of the queries of head s / blocks of the group.
+  const int first_block = first / PASSING;
+  const int blocks = (p.length - 1) / PASSING + 1 - first_block;
+  const int thread = static_cast<int>(threadIdx.x);
+  float next_lse = 0, next_delta = 0;
+  const auto fetch = [&](int step) {
+    const int head = work.head * group + step / blocks;
+    const int query = (first_block + step % blocks) * PASSING;
+    P::PassingLoader::fetch(tiles.passing(0, step),
+                            static_cast<const bf16*>(p.q) + (row + query) * p.q_stride + head * DIM, p.q_stride,
+                            p.length - query);
+    P::PassingLoader::fetch(tiles.passing(1, step),
+                            static_cast<const bf16*>(p.doutput) + (row + query) * width + head * DIM, width,
+                            p.length - query);
+    cp_async_commit();
+    if (thread < PASSING) {
+      const bool exists = query + thread < p.length;
+      const int64_t at = (int64_t{work.sequence} * p.heads + head) * p.length + query + thread;
+      next_lse = exists ? p.lse[at] * LOG2_E : INFINITY;  // so that a query beyond the end weighs nothing
+      next_delta = exists ? p.delta[at] : 0.0f;
+    }
+  };
+
+  P::HeldLoader::fetch(tiles.held(0), static_cast<const bf16*>(p.k) + kv_offset, p.kv_stride, count);
+  P::HeldLoader::fetch(tiles.held(1), static_cast<const bf16*>(p.v) + kv_offset, p.kv_stride, count);
+  fetch(0);
+  cp_async_wait<0>();
+  P::HeldLoader::turn(tiles.held(0), rotation, first, count);
+
+  const int lane = lane_of_thread();
+  const int warp_row = warp_of_thread() * DOWN * 16;
+  const float factor = p.scale * LOG2_E;
+  float dk[DOWN][DIM / 8][4] = {}, dv[DOWN][DIM / 8][4] = {};
+  for (int step = 0; step < group * blocks; step++) {
+    const int query = (first_block + step % blocks) * PASSING;
+    cp_async_wait<0>();
+    P::PassingLoader::turn(tiles.passing(0, step), rotation, query, p.length - query);
+    if (thread < PASSING) lses[step & 1][thread] = next_lse, deltas[step & 1][thread] = next_delta;
+    __syncthreads();
+    if (step + 1 < group * blocks) fetch(step + 1);
+#pragma unroll 1
+    for (int strip = 0; strip < PASSING; strip += STRIP) {
+      // Key r of this warp is seen by the queries behind + r .. of the strip.
+      const int behind = first + warp_row - query - strip;
+      if (behind >= STRIP) continue;
+      float weights[DOWN][STRIP / 8][4] = {}, dweights[DOWN][STRIP / 8][4] = {};
+      multiply_by_rows<DOWN, STRIP>(weights, tiles.held(0), warp_row, tiles.passing(0, step), strip);
+      multiply_by_rows<DOWN, STRIP>(dweights, tiles.held(1), warp_row, tiles.passing(1, step), strip);
+#pragma unroll
+      for (int j = 0; j < STRIP / 8; j++) {
+        const int column = j * 8 + lane % 4 * 2;
+        const float2 lse = *reinterpret_cast<const float2*>(&lses[step & 1][strip + column]);
+        const float2 delta = *reinterpret_cast<const float2*>(&deltas[step & 1][strip + column]);
+#pragma unroll
+        for (int i = 0; i < DOWN; i++) {
+#pragma unroll
+          for (int e = 0; e < 4; e++) {
+            const bool seen = column + e % 2 >= behind + i * 16 + e / 2 * 8 + lane / 4;
+            const float weight =
+                seen ? fast_exp2(fmaf(weights[i][j][e], factor, e % 2 ? -lse.y : -lse.x)) : 0.0f;
+            weights[i][j][e] = weight;
+            dweights[i][j][e] = weight * (dweights[i][j][e] - (e % 2 ? delta.y : delta.x));
+          }
+        }
+      }
+      multiply_fragments<DOWN, STRIP>(dv, weights, tiles.passing(1, step), strip);
+      multiply_fragments<DOWN, STRIP>(dk, dweights, tiles.passing(0, step), strip);
+    }
+  }
+
+  scale_all(dk, p.scale);
+  turn_back(dk, rotation, first + warp_row, count - warp_row);
+  const int64_t to = kv_offset + warp_row * p.kv_stride;
+  write_rows<DOWN>(dk, tiles.held(0), warp_row, static_cast<bf16*>(p.dk) + to, p.kv_stride, count - warp_row);
+  write_rows<DOWN>(dv, tiles.held(1), warp_row, static_cast<bf16*>(p.dv) + to, p.kv_stride, count - warp_row);
+}
+
+template <int DIM>
+int32_t launch_backward(const mantou_context* context, const AttentionBackward& p) {
+  using P = Plan<DIM>;
+  constexpr const char* NAME = "mantou_attention_backward";
+  const int blocks = (p.length - 1) / HELD + 1;
+  const int64_t bytes = int64_t{4} * p.length * DIM;
+  const Order queries = order_of(p.batch * p.heads, blocks, bytes, true);
+  RETURN_IF_FAILED(launch(NAME, differentiate_queries<DIM>, static_cast<unsigned>(queries.heads * blocks), P::THREADS,
+                          P::SHARED_BYTES, context->stream, p, queries));
+  const Order keys = order_of(p.batch * p.kv_heads, blocks, bytes * (p.heads / p.kv_heads), false);
+  return launch(NAME, differentiate_keys<DIM>, static_cast<unsigned>(keys.heads * blocks), P::THREADS,
+                P::SHARED_BYTES, context->stream, p, keys);
+}
+
+}  // namespace
+}  // namespace mantou
+
+using namespace mantou;
+
+int64_t mantou_attention_backward_workspace(int64_t batch, int64_t sequence_length, int64_t heads, int64_t, int64_t) {
+  return batch * heads * sequence_length * static_cast<int64_t>(sizeof(float));
+}
+
+int32_t mantou_attention_backward(mantou_context* context, int32_t dtype, int64_t batch, int64_t sequence_length,
+                                  int64_t heads, int64_t kv_heads, int64_t head_dim, float scale, const void* doutput,
+                                  const void* q, int64_t q_stride, const void* k, const void* v, int64_t kv_stride,
+                                  const float* rope, const int32_t* positions, const void* output, const float* lse,
+                                  void* dq, void* dk, void* dv, void* workspace) {
+  CHECK_ATTENTION(context, dtype, batch, sequence_length, heads, kv_heads, head_dim);
+  CHECK_STRIDES(q_stride, heads * head_dim, kv_stride, kv_heads * head_dim);
+  if (batch == 0 || sequence_length == 0) return MANTOU_OK;
+  CHECK(doutput && q && k && v && output && lse, "%s: doutput, q, k, v, output or lse is null", __func__);
+  CHECK(dq && dk && dv && workspace, "%s: dq, dk, dv or workspace is null", __func__);
+  const AttentionBackward p = {batch,
+                               static_cast<int>(sequence_length),
+                               static_cast<int>(heads),
+                               static_cast<int>(kv_heads),
+                               static_cast<int>(head_dim),
+                               scale,
+                               doutput,
+                               q,
+                               q_stride,
+                               k,
+                               v,
+                               kv_stride,
+                               rope,
+                               positions,
+                               output,
+                               lse,
+                               dq,
+                               dk,
+                               dv,
+                               static_cast<float*>(workspace)};
+  if (!on_tensor_cores(dtype, head_dim, q_stride, kv_stride, doutput, q, k, v, rope, output, dq, dk, dv))
+    return attend_scalar_backward(context, dtype, p);
+  switch (p.dim) {
+    case 16: return launch_backward<16>(context, p);
+    case 32: return launch_backward<32>(context, p);
+    case 64: return launch_backward<64>(context, p);
+    default: return launch_backward<128>(context, p);
+  }
+}
