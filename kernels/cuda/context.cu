@@ -1,5 +1,5 @@
 // The library's identity, error texts and contexts.
-#include "context.h"
+#include "cublaslt.h"
 
 #include <cstdarg>
 #include <cstdio>
@@ -71,7 +71,8 @@ int32_t mantou_context_create(int32_t device, int32_t threads, mantou_context** 
   CHECK(threads >= 0, "%s: threads is %d; it must not be negative", __func__, threads);
   mantou_context* created = new (std::nothrow) mantou_context{};
   if (!created) return fail(MANTOU_OUT_OF_MEMORY, "%s: no memory for the context", __func__);
-  const int32_t status = fill_in(created, device);
+  int32_t status = fill_in(created, device);
+  if (status == MANTOU_OK) status = open_cublaslt(created);
   if (status != MANTOU_OK) {
     mantou_context_destroy(created);
     return status;
@@ -97,8 +98,10 @@ int32_t mantou_context_describe(mantou_context* context, char* text, int64_t cap
   CHECK_NOT_NULL(context);
   CHECK_NOT_NULL(text);
   CHECK(capacity > 0, "%s: capacity is %lld; it must be positive", __func__, static_cast<long long>(capacity));
-  std::snprintf(text, static_cast<size_t>(capacity), "%s, %lld GiB, %d multiprocessors", context->name,
-                static_cast<long long>(context->memory_bytes >> 30), context->multiprocessors);
+  char matmul[64];
+  describe_matmul(context, matmul, sizeof matmul);
+  std::snprintf(text, static_cast<size_t>(capacity), "%s, %lld GiB, %d multiprocessors, matrix products by %s",
+                context->name, static_cast<long long>(context->memory_bytes >> 30), context->multiprocessors, matmul);
   return MANTOU_OK;
 }
 

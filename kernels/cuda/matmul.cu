@@ -11,6 +11,7 @@
 // the parts go to scratch memory as float32 and are added in order, so the bits of the result do not depend on timing.
 //
 // float32: fused multiply-adds, as tf32 tensor cores would keep 10 bits of the mantissa.
+#include "cublaslt.h"
 #include "tensor_tile.h"
 
 namespace mantou {
@@ -357,8 +358,8 @@ int32_t mantou_matmul(mantou_context* context, int32_t transpose_a, int32_t tran
   CHECK(ldc >= n, "%s: ldc = %lld is less than n = %lld", __func__, static_cast<long long>(ldc),
         static_cast<long long>(n));
   constexpr int64_t LIMIT = INT32_MAX - 1024;
-  CHECK(m <= LIMIT && n <= LIMIT && k <= LIMIT, "%s: sizes of 2^31 and above are not supported, got m = %lld, n = %lld, k = %lld",
-        __func__, static_cast<long long>(m), static_cast<long long>(n), static_cast<long long>(k));
+  CHECK(m <= LIMIT && n <= LIMIT && k <= LIMIT,
+        "%s: sizes of 2^31 and above are not supported, got m = %lld, n = %lld, k = %lld", __func__, static_cast<long long>(m), static_cast<long long>(n), static_cast<long long>(k));
   Product p = {};
   p.m = static_cast<int>(m), p.n = static_cast<int>(n), p.k = static_cast<int>(k);
   p.a = a, p.lda = lda, p.b = b, p.ldb = ldb, p.c = c, p.ldc = ldc;
@@ -373,6 +374,10 @@ int32_t mantou_matmul(mantou_context* context, int32_t transpose_a, int32_t tran
         static_cast<long long>(lda), static_cast<long long>(transpose_a ? m : k));
   CHECK(ldb >= (transpose_b ? k : n), "%s: ldb = %lld is less than a row of B, %lld", __func__,
         static_cast<long long>(ldb), static_cast<long long>(transpose_b ? k : n));
+  const int32_t status =
+      multiply_with_cublaslt(context, {transpose_a != 0, transpose_b != 0, m, n, k, input_dtype, a, lda, b, ldb,
+                                       output_dtype, c, ldc, accumulate != 0});
+  if (status != MANTOU_UNSUPPORTED) return status;
   p.aligned_a = rows_aligned(a, lda, 2, 16);
   p.aligned_b = rows_aligned(b, ldb, 2, 16);
   p.aligned_c = p.bf16_output ? rows_aligned(c, ldc, 2, 4) : rows_aligned(c, ldc, 4, 8);

@@ -1,0 +1,89 @@
+/**
+ * How cuBLASLt is found, asked and used, with a stand-in for it (fake-cublaslt.cpp): the conformance tests of matrix
+ * products run through that. The real library needs a GPU.
+ */
+import { afterAll, beforeAll, expect, test } from "bun:test";
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { buildEmulatedLibrary } from "@mantou/model";
+import { findCompiler } from "../../packages/model/src/build.ts";
+
+const scratch = mkdtempSync(join(tmpdir(), "mantou-cublaslt-"));
+const library = join(scratch, "libcublasLt.so.99");
+const report = join(scratch, "report");
+
+/** Runs a script or test with Bun in an environment of its own: C++ does not see what JavaScript changes in this one. */
+function bun(words: string[], environment: Record<string, string>) {
+  const { exitCode, stdout, stderr } = Bun.spawnSync([process.execPath, ...words], {
+    cwd: join(import.meta.dir, "../.."),
+    env: { ...process.env, FAKE_CUBLASLT_REPORT: report, ...environment },
+  });
+  return { exitCode, output: `${stdout}${stderr}` };
+}
+
+const DESCRIBE = `
+  import { openDevice } from "@mantou/model";
+  using device = openDevice("emulated");
+  console.log(device.description);
+`;
+
+beforeAll(() => {
+  buildEmulatedLibrary();
+  const { command } = findCompiler();
+  const source = join(import.meta.dir, "fake-cublaslt.cpp");
+  const flags = ["-std=c++17", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror"];
+  const { exitCode, stderr } = Bun.spawnSync([command, ...flags, source, "-o", library]);
+  if (exitCode !== 0) throw new Error(String(stderr));
+}, 600_000);
+
+afterAll(() => rmSync(scratch, { recursive: true, force: true }));
+
+test("which library multiplies is told, and can be chosen", () => {
+  const describe = (environment: Record<string, string>) => bun(["-e", DESCRIBE], environment);
+  expect(describe({}).output).toContain("matrix products by own kernels");
+  expect(describe({ MANTOU_CUBLASLT: library }).output).toContain("matrix products by cuBLASLt 99.1.2");
+  const own = describe({ MANTOU_CUBLASLT: library, MANTOU_MATMUL: "own" });
+  expect(own.output).toContain("matrix products by own kernels");
+  const wrong = describe({ MANTOU_MATMUL: "fast" });
+  expect(wrong.output).toMatch(/MANTOU_MATMUL is "fast"; use auto, cublaslt, untimed or own/);
+  expect(wrong.exitCode).not.toBe(0);
+});
+
+test("a library that is asked for and not there is an error that says where it was sought", () => {
+  for (const mode of ["cublaslt", "auto"]) {
+    const environment = { MANTOU_MATMUL: mode, MANTOU_CUBLASLT: join(scratch, "none.so") };
+    const { exitCode, output } = bun(["-e", DESCRIBE], environment);
+    expect(exitCode).not.toBe(0);
+    expect(output).toMatch(/cuBLASLt was asked for and not found \(tried .*none\.so\)/);
+  }
+});
+
+test("products in every orientation, with strides, added to or not, by the algorithm that works", () => {
+  const { exitCode, output } = bun(["test", "tests/conformance/kernels.test.ts", "-t", "matmul"], {
+    MANTOU_BACKENDS: "emulated",
+    MANTOU_EMULATION: "plain",
+    MANTOU_MATMUL: "cublaslt",
+    MANTOU_CUBLASLT: library,
+  });
+  expect(output).not.toContain("(fail)");
+  expect(output).toMatch(/\n\s*[1-9]\d* pass\n/);
+  expect(exitCode).toBe(0);
+}, 120_000);
+
+test("untimed takes the first proposal, and says so when it fails", () => {
+  const script = `
+    import { Tensor, openDevice, operations } from "@mantou/model";
+    using device = openDevice("emulated");
+    using a = Tensor.zeros(device, [8, 8]);
+    using c = Tensor.zeros(device, [8, 8]);
+    operations.matmul(c, a, a);
+  `;
+  const { output } = bun(["-e", script], { MANTOU_MATMUL: "untimed", MANTOU_CUBLASLT: library });
+  expect(output).toContain("mantou_matmul: cuBLASLt, [8, 8] x [8, 8]: the stand-in failed");
+  const timed = bun(["-e", script], { MANTOU_CUBLASLT: library });
+  expect(timed.output).not.toContain("error");
+  // Nothing that it made outlives the context.
+  const last = readFileSync(report, "utf8").trim().split("\n").at(-1);
+  expect(last).toMatch(/^[1-9]\d* products, 0 left$/);
+});
