@@ -18,6 +18,15 @@ constexpr int QUERIES = THREADS / 32 * DOWN * 16;
 template <int DIM, int KEYS>
 constexpr int SHARED_BYTES = (QUERIES + 4 * KEYS) * DIM * 2;
 
+// What a block of queries reads and writes, kept in shared memory: beside the sums of wide heads there are no registers
+// for what is needed once per block of keys.
+struct Head {
+  const bf16 *q, *k, *v;
+  const int32_t* positions;
+  bf16* output;
+  float* lse;
+};
+
 // Keys arrive KEYS at a time; scores are computed for STRIP of them, as many as the registers hold beside the sums.
 template <int DIM, int KEYS, int STRIP>
 GLOBAL void LAUNCH_BOUNDS(THREADS, 2) attend(Attention p, Order order) {
@@ -26,37 +35,47 @@ GLOBAL void LAUNCH_BOUNDS(THREADS, 2) attend(Attention p, Order order) {
   using QueryLoader = HeadLoader<QueryTile, THREADS>;
   using KeyLoader = HeadLoader<KeyTile, THREADS>;
   SHARED_DYNAMIC(memory);
+  SHARED_ARRAY(Head, shared_head, [1]);
+  const Head& head = shared_head[0];
   auto* const tiles = reinterpret_cast<bf16*>(memory);
-  const QueryTile queries{tiles};
-  const auto keys = [&](int block) { return KeyTile{tiles + (QUERIES + (block & 1) * KEYS) * DIM}; };
-  const auto values = [&](int block) { return KeyTile{tiles + (QUERIES + (2 + (block & 1)) * KEYS) * DIM}; };
+  const int lane = lane_of_thread();
+  const QueryTile queries{tiles, lane};
+  const auto keys = [&](int block) { return KeyTile{tiles + (QUERIES + (block & 1) * KEYS) * DIM, lane}; };
+  const auto values = [&](int block) { return KeyTile{tiles + (QUERIES + (2 + (block & 1)) * KEYS) * DIM, lane}; };
 
   const Work work = order.at(blockIdx.x, p.heads);
   if (!p.places.slot_exists(work.sequence) || !p.places.rows_fit(work.sequence, p.queries)) return;
   const int start = p.places.start(work.sequence);
   const int first = work.block * QUERIES;
   const int count = p.queries - first < QUERIES ? p.queries - first : QUERIES;
-  const int64_t row = int64_t{work.sequence} * p.queries + first;
   const int key_count = start + first + count;
-  const int kv_head = work.head / (p.heads / p.kv_heads);
-  const int64_t kv_offset = p.places.slot(work.sequence) * p.places.capacity * p.kv_stride + kv_head * DIM;
-  const auto* const k = static_cast<const bf16*>(p.k) + kv_offset;
-  const auto* const v = static_cast<const bf16*>(p.v) + kv_offset;
-  const int32_t* const positions = p.positions ? p.positions + int64_t{work.sequence} * p.queries : nullptr;
+  const int64_t width = static_cast<int64_t>(p.heads) * DIM;
+  if (threadIdx.x == 0) {
+    const int kv_head = work.head / (p.heads / p.kv_heads);
+    const int64_t row = int64_t{work.sequence} * p.queries + first;
+    const int64_t kv_offset = p.places.slot(work.sequence) * p.places.capacity * p.kv_stride + kv_head * DIM;
+    const int64_t statistics = (int64_t{work.sequence} * p.heads + work.head) * p.queries + first;
+    shared_head[0] = {static_cast<const bf16*>(p.q) + row * p.q_stride + work.head * DIM,
+                      static_cast<const bf16*>(p.k) + kv_offset,
+                      static_cast<const bf16*>(p.v) + kv_offset,
+                      p.positions ? p.positions + int64_t{work.sequence} * p.queries : nullptr,
+                      static_cast<bf16*>(p.output) + row * width + work.head * DIM,
+                      p.lse ? p.lse + statistics : nullptr};
+  }
+  __syncthreads();
   const auto fetch = [&](int block) {
     const int key = block * KEYS;
-    KeyLoader::fetch(keys(block), k + key * p.kv_stride, p.kv_stride, key_count - key);
-    KeyLoader::fetch(values(block), v + key * p.kv_stride, p.kv_stride, key_count - key);
+    KeyLoader::fetch(keys(block), head.k + key * p.kv_stride, p.kv_stride, key_count - key);
+    KeyLoader::fetch(values(block), head.v + key * p.kv_stride, p.kv_stride, key_count - key);
     cp_async_commit();
   };
 
-  QueryLoader::fetch(queries, static_cast<const bf16*>(p.q) + row * p.q_stride + work.head * DIM, p.q_stride, count);
+  QueryLoader::fetch(queries, head.q, p.q_stride, count);
   const int last_block = (key_count - 1) / KEYS;
   fetch(last_block);
   cp_async_wait<0>();
-  QueryLoader::turn(queries, {p.q_rope, positions, start}, first, count);
+  QueryLoader::turn(queries, {p.q_rope, head.positions, start}, first, count);
 
-  const int lane = lane_of_thread();
   const int warp_row = warp_of_thread() * DOWN * 16;
   const float factor = p.scale * LOG2_E;
   float sums[DOWN][DIM / 8][4] = {};
@@ -69,7 +88,7 @@ GLOBAL void LAUNCH_BOUNDS(THREADS, 2) attend(Attention p, Order order) {
   for (int block = last_block; block >= 0; block--) {
     const int key = block * KEYS;
     cp_async_wait<0>();
-    KeyLoader::turn(keys(block), {p.k_rope, positions, 0}, key, key_count - key);
+    KeyLoader::turn(keys(block), {p.k_rope, head.positions, 0}, key, key_count - key);
     // Now this block is complete for everyone, and everyone has left the buffers of the one before.
     __syncthreads();
     if (block > 0) fetch(block - 1);
@@ -134,22 +153,17 @@ GLOBAL void LAUNCH_BOUNDS(THREADS, 2) attend(Attention p, Order order) {
       float total = totals[i][half];
       total += __shfl_xor_sync(ALL_LANES, total, 1);
       total += __shfl_xor_sync(ALL_LANES, total, 2);
-      const float inverse = 1.0f / total;
+      const float inverse = __fdividef(1.0f, total);  // a total lies between 1 and the number of keys
 #pragma unroll
       for (int j = 0; j < DIM / 8; j++) {
         sums[i][j][half * 2] *= inverse;
         sums[i][j][half * 2 + 1] *= inverse;
       }
       const int r = warp_row + i * 16 + half * 8 + lane / 4;
-      if (p.lse && lane % 4 == 0 && r < count)
-        p.lse[(int64_t{work.sequence} * p.heads + work.head) * p.queries + first + r] =
-            maxima[i][half] * p.scale + logf(total);
+      if (head.lse && lane % 4 == 0 && r < count) head.lse[r] = maxima[i][half] * p.scale + logf(total);
     }
   }
-  const int64_t stride = static_cast<int64_t>(p.heads) * DIM;
-  write_rows<DOWN>(sums, queries, warp_row,
-                   static_cast<bf16*>(p.output) + (row + warp_row) * stride + work.head * DIM, stride,
-                   count - warp_row);
+  write_rows<DOWN>(sums, queries, warp_row, head.output + warp_row * width, width, count - warp_row);
 }
 
 template <int DIM, int KEYS, int STRIP>

@@ -37,9 +37,10 @@ struct Plan {
 template <int DIM>
 struct Tiles {
   bf16* memory;
-  DEVICE typename Plan<DIM>::Held held(int which) const { return {memory + which * HELD * DIM}; }
+  int lane;
+  DEVICE typename Plan<DIM>::Held held(int which) const { return {memory + which * HELD * DIM, lane}; }
   DEVICE typename Plan<DIM>::Passing passing(int which, int step) const {
-    return {memory + (2 * HELD + (which * 2 + (step & 1)) * PASSING) * DIM};
+    return {memory + (2 * HELD + (which * 2 + (step & 1)) * PASSING) * DIM, lane};
   }
 };
 
@@ -88,7 +89,7 @@ GLOBAL void LAUNCH_BOUNDS(Plan<DIM>::THREADS, 1) differentiate_queries(Attention
   constexpr int DOWN = P::DOWN, STRIP = P::STRIP;
   SHARED_DYNAMIC(memory);
   SHARED_ARRAY(float, deltas, [HELD]);
-  const Tiles<DIM> tiles = {reinterpret_cast<bf16*>(memory)};
+  Tiles<DIM> tiles = {reinterpret_cast<bf16*>(memory), lane_of_thread()};
 
   const Work work = order.at(blockIdx.x, p.heads);
   const int first = work.block * HELD;
@@ -148,6 +149,7 @@ GLOBAL void LAUNCH_BOUNDS(Plan<DIM>::THREADS, 1) differentiate_queries(Attention
       // Query r of this warp sees the keys 0 .. ahead + r of the strip.
       const int ahead = first + warp_row - key - strip;
       if (ahead + DOWN * 16 <= 0) break;
+      forget(tiles.lane);  // no registers are left to keep addresses in from strip to strip
       float weights[DOWN][STRIP / 8][4] = {}, dweights[DOWN][STRIP / 8][4] = {};
       multiply_by_rows<DOWN, STRIP>(weights, tiles.held(0), warp_row, tiles.passing(0, block), strip);
       multiply_by_rows<DOWN, STRIP>(dweights, tiles.held(1), warp_row, tiles.passing(1, block), strip);
@@ -182,7 +184,7 @@ GLOBAL void LAUNCH_BOUNDS(Plan<DIM>::THREADS, 1) differentiate_keys(AttentionBac
   SHARED_DYNAMIC(memory);
   SHARED_ARRAY(float, lses, [2][PASSING]);
   SHARED_ARRAY(float, deltas, [2][PASSING]);
-  const Tiles<DIM> tiles = {reinterpret_cast<bf16*>(memory)};
+  Tiles<DIM> tiles = {reinterpret_cast<bf16*>(memory), lane_of_thread()};
 
   const Work work = order.at(blockIdx.x, p.kv_heads);
   const int first = work.block * HELD;
@@ -237,6 +239,7 @@ GLOBAL void LAUNCH_BOUNDS(Plan<DIM>::THREADS, 1) differentiate_keys(AttentionBac
       // Key r of this warp is seen by the queries behind + r .. of the strip.
       const int behind = first + warp_row - query - strip;
       if (behind >= STRIP) continue;
+      forget(tiles.lane);  // no registers are left to keep addresses in from strip to strip
       float weights[DOWN][STRIP / 8][4] = {}, dweights[DOWN][STRIP / 8][4] = {};
       multiply_by_rows<DOWN, STRIP>(weights, tiles.held(0), warp_row, tiles.passing(0, step), strip);
       multiply_by_rows<DOWN, STRIP>(dweights, tiles.held(1), warp_row, tiles.passing(1, step), strip);

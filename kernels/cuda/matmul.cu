@@ -138,9 +138,10 @@ GLOBAL void LAUNCH_BOUNDS(THREADS, 2) multiply_bf16(Product p) {
   constexpr int DOWN = SIDE / 2 / 16;   // fragments of 16 rows in a warp's quarter
   constexpr int ACROSS = SIDE / 2 / 8;  // fragments of 8 columns
   SHARED_DYNAMIC(memory);
-  const auto tile_a = [&](int stage) { return TileA{reinterpret_cast<bf16*>(memory + stage * TileA::BYTES)}; };
+  const int lane = lane_of_thread();
+  const auto tile_a = [&](int stage) { return TileA{reinterpret_cast<bf16*>(memory + stage * TileA::BYTES), lane}; };
   const auto tile_b = [&](int stage) {
-    return TileB{reinterpret_cast<bf16*>(memory + STAGES * TileA::BYTES + stage * TileB::BYTES)};
+    return TileB{reinterpret_cast<bf16*>(memory + STAGES * TileA::BYTES + stage * TileB::BYTES), lane};
   };
 
   const Place corner = corner_of(static_cast<int>(blockIdx.x), SIDE, p.m, p.n);
@@ -201,7 +202,6 @@ GLOBAL void LAUNCH_BOUNDS(THREADS, 2) multiply_bf16(Product p) {
   }
   cp_async_wait<0>();
 
-  const int lane = lane_of_thread();
 #pragma unroll
   for (int i = 0; i < DOWN; i++) {
 #pragma unroll

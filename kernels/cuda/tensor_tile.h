@@ -24,6 +24,7 @@ struct TensorTile {
   static_assert(CHUNKS == 2 || CHUNKS == 4 || CHUNKS % 8 == 0, "no swizzle for this width");
 
   bf16* data;
+  int lane;  // of the calling thread; from it follow the addresses that it loads fragments from
 
   // Rows of 32 bytes share a line of banks by four, rows of 64 bytes by two.
   static DEVICE int swizzle(int row) {
@@ -52,11 +53,9 @@ struct TensorTile {
 
  private:
   DEVICE const bf16* down(int row, int column) const {
-    const int lane = lane_of_thread();
     return chunk(row + (lane & 15), column / CHUNK + (lane >> 4));
   }
   DEVICE const bf16* across(int row, int column) const {
-    const int lane = lane_of_thread();
     return chunk(row + (lane & 7) + (lane >> 4) * 8, column / CHUNK + ((lane >> 3) & 1));
   }
 };

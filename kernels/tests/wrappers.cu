@@ -1,5 +1,6 @@
 // Every wrapper of PTX by itself, for real hardware and for the emulator: each has one instruction and a comment that says
 // what it does (../cuda/ptx.h); here that is done on the CPU, and the two are compared. Exits with 1 if they differ.
+#include <cmath>
 #include <cstdarg>
 #include <cstdio>
 #include <vector>
@@ -196,6 +197,28 @@ void test_pack() {
   expect("pack_bf16", to.fetch(), expected);
 }
 
+// ---- fast_exp2 -------------------------------------------------------------------------------------------------------
+
+GLOBAL void raise(const float* from, float* to, int count) {
+  for (int i = lane_of_thread(); i < count; i += WARP) to[i] = fast_exp2(from[i]);
+}
+
+void test_exp2() {
+  std::vector<float> values = {0.0f, -0.0f, 1.0f, -1.0f, -126.0f, 127.0f, -126.5f, -200.0f, -INFINITY};
+  for (int i = 0; i < 1000; i++) values.push_back(static_cast<float>(i) * 0.1373f - 126.0f);
+  Array<float> from(values), to(std::vector<float>(values.size(), -1.0f));
+  launch("exp2", raise, 1, WARP, 0, nullptr, from.device, to.device, static_cast<int>(values.size()));
+  // What is close enough counts as equal.
+  std::vector<float> close;
+  for (size_t i = 0; i < values.size(); i++) {
+    const double exact = std::exp2(static_cast<double>(values[i]));
+    const double floor = exact < 0x1p-126 ? 0.0 : exact;
+    const double actual = static_cast<double>(to.fetch()[i]);
+    close.push_back(std::fabs(actual - floor) <= floor * 0x1p-22 ? to.host[i] : static_cast<float>(floor));
+  }
+  expect("fast_exp2", to.host, close);
+}
+
 }  // namespace
 
 int main() {
@@ -204,5 +227,6 @@ int main() {
   test_ldmatrix(true);
   test_mma();
   test_pack();
+  test_exp2();
   return failures ? 1 : 0;
 }

@@ -83,7 +83,7 @@ for (const emulation of emulations) {
 
     test("the wrappers of PTX do what their comments say", () => {
       const { text, code } = run(wrappers);
-      expect(text.split("\n").map((line) => line.replace(/.*: /, ""))).toEqual(Array(5).fill("as it should be"));
+      expect(text.split("\n").map((line) => line.replace(/.*: /, ""))).toEqual(Array(6).fill("as it should be"));
       expect(code).toBe(0);
     });
   });
