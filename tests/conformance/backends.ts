@@ -2,11 +2,15 @@
  * The backends that the conformance suite runs on. A new one joins here, and every test of this folder judges it.
  */
 import { describe } from "bun:test";
-import type { Device, FloatType } from "@mantou/model";
+import { type Device, type FloatType, findNvcc, hasGpu } from "@mantou/model";
 import { type Backend, deviceFor, openBackend } from "../adapters.ts";
 
-/** $MANTOU_BACKENDS names others, such as "cpu,emulated". */
-const backends = (process.env.MANTOU_BACKENDS ?? "cpu").split(",") as readonly Backend[];
+/** The CPU, the CUDA kernels on the emulator, and on a GPU where there is one; $MANTOU_BACKENDS names others. */
+const backends = (process.env.MANTOU_BACKENDS?.split(",") ?? [
+  "cpu",
+  "emulated",
+  ...(hasGpu() && findNvcc() ? ["cuda"] : []),
+]) as readonly Backend[];
 
 /**
  * Declares the tests of `body` once per backend. Devices are opened here, outside any test, because the first one may

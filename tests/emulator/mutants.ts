@@ -80,15 +80,9 @@ export function allMutants(): Mutant[] {
       if (!device.has(line) || /^\s*(\/\/|template|static_assert|constexpr)/.test(text)) return;
       for (const { kind, pattern, replacement } of OPERATORS) {
         for (const match of text.matchAll(pattern)) {
-          const [before, at] = [match[0], match.index];
-          const after = before.replace(new RegExp(pattern.source), replacement);
-          mutants.push({
-            file,
-            line: line + 1,
-            kind,
-            before: text,
-            after: text.slice(0, at) + after + text.slice(at + before.length),
-          });
+          const at = match.index;
+          const after = text.slice(0, at) + text.slice(at).replace(new RegExp(pattern.source), replacement);
+          mutants.push({ file, line: line + 1, kind, before: text, after });
         }
       }
     });
