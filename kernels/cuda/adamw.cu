@@ -11,8 +11,8 @@ using namespace mantou;
 
 namespace {
 
-constexpr int64_t CHUNK = 16384;
-constexpr int NORM_THREADS = 256, TOTAL_THREADS = 1024;
+constexpr int64_t CHUNK = 4096;
+constexpr int NORM_THREADS = 256, TOTAL_THREADS = 256;
 
 int64_t chunks_of(int64_t count) { return divide_up(count, CHUNK); }
 
@@ -41,6 +41,7 @@ GLOBAL void LAUNCH_BOUNDS(TOTAL_THREADS)
     norm_and_factor(int64_t chunks, const double* sums, float max_norm, float eps, float* result) {
   SHARED_ARRAY(double, scratch, [TOTAL_THREADS / WARP]);
   double sum = 0.0;
+#pragma unroll 8
   for (int64_t i = threadIdx.x; i < chunks; i += TOTAL_THREADS) sum += sums[i];
   sum = block_sum<TOTAL_THREADS>(sum, scratch);
   if (threadIdx.x != 0) return;

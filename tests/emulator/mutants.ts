@@ -4,7 +4,8 @@
  * counts how many mutants die and by which build. A mutant that lives is either equivalent, which EQUIVALENT has to say,
  * or a hole in the suite, and then this fails.
  *
- * Usage: bun tests/emulator/mutants.ts [--only PATTERN] [--skip PATTERN] [--list] [--out FILE.json]
+ * Usage: bun tests/emulator/mutants.ts [--only PATTERN] [--skip PATTERN] [--builds plain,race,asan]
+ *        [--list] [--out FILE.json]
  */
 import { cpSync, existsSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -96,7 +97,7 @@ export function allMutants(): Mutant[] {
 }
 
 /** In the order in which they get to see a mutant. */
-const BUILDS: readonly Emulation[] = ["plain", "race", "asan"];
+let builds: Emulation[] = ["plain", "race", "asan"];
 
 /** Compiles a copy of the kernels, again and again, and only what a change touches. */
 class Workshop implements Disposable {
@@ -105,7 +106,7 @@ class Workshop implements Disposable {
 
   constructor() {
     cpSync(KERNELS, this.#kernels, { recursive: true });
-    for (const build of BUILDS) mkdirSync(join(this.folder, build));
+    for (const build of builds) mkdirSync(join(this.folder, build));
   }
 
   [Symbol.dispose](): void {
@@ -198,7 +199,7 @@ function judge(workshop: Workshop, mutant: Mutant): Verdict {
   const matches = ({ file, text, kind }: (typeof EQUIVALENT)[number]) =>
     file === mutant.file && mutant.before.includes(text) && (!kind || mutant.kind === kind);
   const equivalent = EQUIVALENT.find(matches)?.reason ?? null;
-  for (const build of BUILDS) {
+  for (const build of builds) {
     expectSound(workshop, build, mutant.file);
     const verdict = workshop.with(mutant, (): Verdict | null => {
       const compiled = workshop.compile(build, mutant.file);
@@ -218,10 +219,12 @@ if (import.meta.main) {
     options: {
       only: { type: "string", default: "" },
       skip: { type: "string", default: "^$" },
+      builds: { type: "string" },
       list: { type: "boolean" },
       out: { type: "string" },
     },
   });
+  builds = (values.builds?.split(",") as Emulation[] | undefined) ?? builds;
   const [only, skip] = [new RegExp(values.only), new RegExp(values.skip)];
   const describe = ({ file, line, kind }: Mutant) => `${file}:${line} ${kind}`;
   const mutants = allMutants().filter((mutant) => only.test(describe(mutant)) && !skip.test(describe(mutant)));

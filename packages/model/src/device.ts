@@ -155,26 +155,26 @@ export function openDevice(name: DeviceName = "auto", options: DeviceOptions = {
       return openCuda("asked for", log);
     case "emulated":
       return new Device("emulated", "asked for", new Native(buildEmulatedLibrary(emulation, { log }), { threads }));
-    case "auto":
+    case "auto": {
+      let reason = NO_GPU;
       try {
-        return openCuda("a GPU was found", log);
+        if (hasGpu()) return openCuda("a GPU was found", log);
       } catch (error) {
         if (!(error instanceof NativeError || error instanceof BuildError)) throw error;
-        return new Device("cpu", error.message, new Native(buildCpuLibrary({ log }), { threads }));
+        reason = error.message;
       }
+      return new Device("cpu", reason, new Native(buildCpuLibrary({ log }), { threads }));
+    }
     default:
       throw new RangeError(`unknown device "${String(name)}": use "cpu", "cuda" or "auto"`);
   }
 }
 
+const NO_GPU = "no NVIDIA GPU found (nothing like /dev/nvidia0 or /dev/dxg)";
+
 function openCuda(reason: string, log: DeviceOptions["log"]): Device {
   // Asked before anything is compiled for a GPU that is not there.
-  if (!hasGpu()) {
-    throw new NativeError(
-      "device cuda: no NVIDIA GPU found (nothing like /dev/nvidia0 or /dev/dxg); use --device cpu",
-      0,
-    );
-  }
+  if (!hasGpu()) throw new NativeError(`device cuda: ${NO_GPU}; use --device cpu`, 0);
   return new Device("cuda", reason, new Native(buildCudaLibrary({ log })));
 }
 
