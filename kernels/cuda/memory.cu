@@ -56,7 +56,9 @@ int32_t mantou_malloc(mantou_context* context, int64_t bytes, void** memory) {
   // An address of its own, and room for a kernel's 16-byte accesses, for an empty allocation too.
   const cudaError_t error = cudaMalloc(memory, static_cast<size_t>(bytes > 0 ? bytes : 1));
   if (error != cudaSuccess) return out_of_memory(__func__, bytes, "device", error);
-  if (bytes > 0) CHECK_CUDA(cudaMemsetAsync(*memory, 0, static_cast<size_t>(bytes), context->stream));
+  if (bytes == 0) return MANTOU_OK;
+  CHECK_CUDA(cudaMemsetAsync(*memory, 0, static_cast<size_t>(bytes), context->stream));
+  CHECK_CUDA(cudaStreamSynchronize(context->stream));  // a copy on the other stream may follow
   return MANTOU_OK;
 }
 
