@@ -55,6 +55,7 @@ static int32_t fill_in(mantou_context* context, int32_t device) {
   CHECK_CUDA(cudaStreamCreateWithFlags(&context->stream, cudaStreamNonBlocking));
   CHECK_CUDA(cudaStreamCreateWithFlags(&context->copy_stream, cudaStreamNonBlocking));
   CHECK_CUDA(cudaEventCreateWithFlags(&context->event, cudaEventDisableTiming));
+  for (cudaEvent_t& mark : context->marks) CHECK_CUDA(cudaEventCreateWithFlags(&mark, cudaEventDisableTiming));
   CHECK_CUDA(cudaMalloc(&context->scratch, SCRATCH_BYTES));
   context->scratch_bytes = SCRATCH_BYTES;
   void* fault = nullptr;
@@ -87,6 +88,8 @@ int32_t mantou_context_destroy(mantou_context* context) {
   if (context->matmul.destroy) context->matmul.destroy(context->matmul.data);
   if (context->fault) cudaFreeHost(context->fault);
   if (context->scratch) cudaFree(context->scratch);
+  for (const cudaEvent_t mark : context->marks)
+    if (mark) cudaEventDestroy(mark);
   if (context->event) cudaEventDestroy(context->event);
   if (context->copy_stream) cudaStreamDestroy(context->copy_stream);
   if (context->stream) cudaStreamDestroy(context->stream);

@@ -53,6 +53,7 @@ struct mantou_context {
   cudaStream_t stream;       // compute
   cudaStream_t copy_stream;
   cudaEvent_t event;         // of mantou_stream_wait
+  cudaEvent_t marks[2];      // of mantou_mark
   void* scratch;             // device memory, aligned to 256 bytes, for the operation that runs
   int64_t scratch_bytes;
   mantou::Fault* fault;      // page-locked, so that both sides can reach it

@@ -143,6 +143,22 @@ int32_t mantou_stream_wait(mantou_context* context, int32_t waiting, int32_t sig
   return MANTOU_OK;
 }
 
+#define CHECK_MARK(mark) CHECK((mark) == 0 || (mark) == 1, "%s: mark is %d; it must be 0 or 1", __func__, (mark))
+
+int32_t mantou_mark(mantou_context* context, int32_t mark) {
+  CHECK_NOT_NULL(context);
+  CHECK_MARK(mark);
+  CHECK_CUDA(cudaEventRecord(context->marks[mark], context->stream));
+  return MANTOU_OK;
+}
+
+int32_t mantou_wait_for_mark(mantou_context* context, int32_t mark) {
+  CHECK_NOT_NULL(context);
+  CHECK_MARK(mark);
+  CHECK_CUDA(cudaEventSynchronize(context->marks[mark]));
+  return report(context);
+}
+
 int32_t mantou_synchronize(mantou_context* context) {
   CHECK_NOT_NULL(context);
   return finish(context, __func__);
