@@ -7,9 +7,9 @@ import { basename, join, resolve } from "node:path";
 import { openDevice } from "@mantou/model";
 import { z } from "zod";
 import { UserError } from "../errors.ts";
-import { LlamaWeights, readJson, readLlamaConfig } from "../llama/import-hf.ts";
+import { LlamaWeights, readLlamaConfig, readText } from "../llama/import-hf.ts";
 import { importedConfig, saveImported } from "../llama/import-run.ts";
-import { fromHuggingFaceTokenizer } from "../llama/tokenizer.ts";
+import { readHuggingFaceTokenizer } from "../llama/tokenizer.ts";
 import { RunDirectory } from "../run.ts";
 import { formatCount } from "../terminal/format.ts";
 import { runCommand } from "./command.ts";
@@ -51,7 +51,7 @@ await runCommand((argv) => {
   if (run.exists) throw new UserError(`${target} exists already`, { fix: "choose another --out, or take it away" });
   const config = readLlamaConfig(from);
   const tokenizerPath = join(from, "tokenizer.json");
-  const tokenizer = fromHuggingFaceTokenizer(readJson(tokenizerPath), tokenizerPath);
+  const tokenizer = readHuggingFaceTokenizer(readText(tokenizerPath), tokenizerPath);
   if (tokenizer.vocabSize > config.vocabSize) {
     throw new UserError(`${tokenizerPath} has ${tokenizer.vocabSize} ids, the model knows ${config.vocabSize}`);
   }

@@ -12,7 +12,7 @@ import { UserError } from "../errors.ts";
 import { END_OF_TEXT } from "../prompt.ts";
 import { checkLlama } from "./config.ts";
 import { type GgufTensor, type GgufValue, ggufChunks } from "./gguf.ts";
-import { printableVocabulary } from "./tokenizer.ts";
+import { DIGITS_GPT2, printableVocabulary } from "./tokenizer.ts";
 import { llamaTensors } from "./weights.ts";
 
 /** Formats of the matrices: ggml's type, bytes of `count` numbers, and llama.cpp's file type. */
@@ -26,7 +26,13 @@ export const GGUF_TYPES = {
 export type GgufType = keyof typeof GGUF_TYPES;
 
 /** Names that llama.cpp has for the patterns we know ("tokenizer.ggml.pre"). */
-const PATTERNS: Record<string, string> = { gpt2: "gpt-2", cl100k: "dbrx", llama3: "llama-bpe", qwen2: "qwen2" };
+const PATTERNS: Record<string, string> = {
+  gpt2: "gpt-2",
+  llama3: "llama-bpe",
+  qwen2: "qwen2",
+  o200k: "gpt-4o",
+  [DIGITS_GPT2]: "smollm",
+};
 
 /** tokenizer.ggml.token_type: ordinary, control (special) and unused tokens. */
 const [NORMAL, CONTROL, UNUSED] = [1, 3, 5];

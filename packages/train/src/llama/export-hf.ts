@@ -2,10 +2,9 @@
 import { mkdirSync } from "node:fs";
 import { join } from "node:path";
 import { type TensorEntry, type TransformerLM, safetensorsChunks, writeAtomically } from "@mantou/model";
-import type { Tokenizer } from "@mantou/tokenizer";
+import { type Tokenizer, toHuggingFace } from "@mantou/tokenizer";
 import { END_OF_TEXT } from "../prompt.ts";
 import { toHuggingFaceConfig } from "./config.ts";
-import { huggingFaceTokenizer } from "./tokenizer.ts";
 import { llamaTensors, toHalfSplit } from "./weights.ts";
 
 /** Number formats of the weights, and what transformers calls them. */
@@ -30,7 +29,7 @@ export function exportHuggingFace(
   const texts = {
     "config.json": toHuggingFaceConfig(config, HF_DTYPES[dtype], endOfText),
     "generation_config.json": { bos_token_id: endOfText ?? null, eos_token_id: endOfText ?? null },
-    "tokenizer.json": huggingFaceTokenizer(tokenizer),
+    "tokenizer.json": toHuggingFace(tokenizer),
     "tokenizer_config.json": {
       tokenizer_class: "PreTrainedTokenizerFast",
       model_max_length: config.contextLength,
@@ -52,7 +51,8 @@ export function exportHuggingFace(
   }));
   mkdirSync(directory, { recursive: true });
   for (const [name, content] of Object.entries(texts)) {
-    writeAtomically(join(directory, name), [new TextEncoder().encode(`${JSON.stringify(content, null, 2)}\n`)]);
+    const text = typeof content === "string" ? content : `${JSON.stringify(content, null, 2)}\n`;
+    writeAtomically(join(directory, name), [new TextEncoder().encode(text)]);
   }
   writeAtomically(join(directory, "model.safetensors"), safetensorsChunks(entries, { format: "pt" }));
   return [...Object.keys(texts), "model.safetensors"];

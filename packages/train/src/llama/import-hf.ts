@@ -7,12 +7,18 @@ import { UserError } from "../errors.ts";
 import { fromHuggingFaceConfig } from "./config.ts";
 import { type LlamaTensor, llamaTensors, toNeighbours } from "./weights.ts";
 
-/** @throws UserError naming the file that is missing or no JSON */
-export function readJson(path: string): unknown {
-  if (!existsSync(path))
+/** @throws UserError naming the file that is missing */
+export function readText(path: string): string {
+  if (!existsSync(path)) {
     throw new UserError(`there is no ${path}`, { fix: "give a directory as transformers saves it" });
+  }
+  return readFileSync(path, "utf8");
+}
+
+function readJson(path: string): unknown {
+  const text = readText(path);
   try {
-    return JSON.parse(readFileSync(path, "utf8"));
+    return JSON.parse(text);
   } catch (cause) {
     throw new UserError(`${path} is not valid JSON: ${(cause as Error).message}`, { fix: "fetch it again", cause });
   }
