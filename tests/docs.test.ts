@@ -40,7 +40,7 @@ test("every command of package.json that people use has a page with its help", (
   const shown = pages
     .flatMap((page) => [...readFileSync(join(docs, page), "utf8").matchAll(BLOCK)])
     .map((match) => match[1].split(" ")[0]);
-  for (const name of ["train", "data", "sweep"]) {
+  for (const name of ["train", "data", "sweep", "generate", "eval", "serve", "export", "import"]) {
     expect(Object.keys(scripts)).toContain(name);
     expect(shown).toContain(name);
   }

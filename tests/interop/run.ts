@@ -43,13 +43,16 @@ function findPython(): string | { reason: string } {
   const stamp = join(environment, "requirements.txt");
   const wanted = readFileSync(requirements, "utf8");
   if (existsSync(stamp) && readFileSync(stamp, "utf8") === wanted) return path;
-  const base = ["python3.13", "python3.12", "python3.11", "python3"].find((name) => Bun.which(name) !== null);
-  if (base === undefined) return { reason: "there is no Python here" };
+  const base = ["python3.13", "python3.12", "python3.11", "python3"].find((name) => {
+    // A name may be a version manager's that has no such version, and a Python may lack venv.
+    return Bun.which(name) !== null && Bun.spawnSync([name, "-c", "import venv, ensurepip"]).exitCode === 0;
+  });
+  if (base === undefined) return { reason: "there is no Python 3 with venv here" };
   console.log(`making the Python environment in ${environment}`);
   rmSync(environment, { recursive: true, force: true });
   const steps = [
     [base, "-m", "venv", environment],
-    [path, "-m", "pip", "install", "--quiet", "--retries", "1", "--timeout", "15", "-r", requirements],
+    [path, "-m", "pip", "install", "--quiet", "--retries", "0", "--timeout", "10", "-r", requirements],
   ];
   for (const step of steps) {
     const { exitCode, stderr } = Bun.spawnSync(step, { stdout: "inherit", stderr: "pipe" });

@@ -336,7 +336,10 @@ describe("generate", () => {
 describe("every command", () => {
   const commands: [CommandName, string[], string[]][] = [
     ["train", [], ["--data", "--model.numLayers", "--steps", "--lr", "--preset", "--config", "--resume"]],
-    ["generate", [], ["--run", "--prompt", "--temperature", "--top-p", "--max-tokens", "--seed"]],
+    ["generate", [], ["--run", "--prompt", "--samples", "--temperature", "--top-k", "--min-p", "--stop", "--seed"]],
+    ["serve", [], ["--run", "--port", "--slots", "--queue", "--timeout"]],
+    ["export", [], ["--run", "--format", "--out", "--dtype"]],
+    ["import", [], ["--from", "--out", "--context-length"]],
     ["eval", [], ["--run", "--data"]],
     ["build-kernels", [], ["--force"]],
     ["tokenizer", ["train"], ["--vocab-size", "--special-tokens", "--pattern", "--ties", "--workers", "--out"]],
