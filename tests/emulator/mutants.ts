@@ -172,6 +172,7 @@ function failure(build: Emulation, library: string, file: string): string | null
   const text = `${run.stdout}${run.stderr}`;
   if (run.exitCode === 0 && !/^ *0 pass/m.test(text)) return null;
   const words = /^(?:\w*Error: .*|==\d+==ERROR: .*|.*runtime error: .*|error: .*|panic.*)$/m.exec(text)?.[0];
+  if (words?.includes("cannot load")) throw new Error(words); // no verdict on the kernels
   return words ?? `exit code ${run.exitCode} ${run.signalCode ?? ""}`.trim();
 }
 
