@@ -6,17 +6,9 @@ import { afterAll, describe, expect, test } from "bun:test";
 import { mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import {
-  PATTERN_NAMES,
-  parseHuggingFace,
-  parseTiktoken,
-  toGpt2,
-  toHuggingFace,
-  Tokenizer,
-  TokenizerError,
-  toTiktoken,
-} from "@mantou/tokenizer";
+import { PATTERN_NAMES, Tokenizer, TokenizerError } from "@mantou/tokenizer";
 import { loadTokenizer, saveTokenizer, TOKENIZER_FORMATS } from "@mantou/tokenizer/files";
+import { parseHuggingFace, parseTiktoken, toGpt2, toHuggingFace, toTiktoken } from "@mantou/tokenizer/formats";
 
 const directory = mkdtempSync(join(tmpdir(), "mantou-exchange-"));
 afterAll(() => rmSync(directory, { recursive: true }));

@@ -5,7 +5,7 @@ import { afterAll, describe, expect, test } from "bun:test";
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { parseGpt2, Tokenizer, TokenizerError, type TokenizerJson } from "@mantou/tokenizer";
+import { Tokenizer, TokenizerError, type TokenizerJson } from "@mantou/tokenizer";
 import {
   encodeFile,
   loadGpt2,
@@ -14,6 +14,7 @@ import {
   trainFromFiles,
   trainFromFilesSync,
 } from "@mantou/tokenizer/files";
+import { parseGpt2 } from "@mantou/tokenizer/formats";
 
 const directory = mkdtempSync(join(tmpdir(), "mantou-tokenizer-"));
 afterAll(() => rmSync(directory, { recursive: true }));

@@ -6,17 +6,17 @@ import { afterAll, describe, expect, test } from "bun:test";
 import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { mergeCounts, PATTERN_NAMES, type PretokenCounts, PretokenStream, Tokenizer } from "@mantou/tokenizer";
 import {
   checkSameSplit,
+  countFiles,
   countsFromFile,
   countsToFile,
-  mergeCounts,
-  PATTERN_NAMES,
-  type PretokenCounts,
-  PretokenStream,
-  Tokenizer,
-} from "@mantou/tokenizer";
-import { countFiles, encodeFile, loadCounts, saveCounts, trainFromFiles } from "@mantou/tokenizer/files";
+  encodeFile,
+  loadCounts,
+  saveCounts,
+  trainFromFiles,
+} from "@mantou/tokenizer/files";
 import { canCut, lastCut } from "../../packages/tokenizer/src/cuts.ts";
 import { resolvePattern } from "../../packages/tokenizer/src/patterns.ts";
 import { WorkerPool } from "../../packages/tokenizer/src/worker-pool.ts";

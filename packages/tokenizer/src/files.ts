@@ -30,6 +30,8 @@ import { type TrainOptions, TrainingRun } from "./training.ts";
 import { WorkerPool } from "./worker-pool.ts";
 import type { FilePart } from "./worker.ts";
 
+export { checkSameSplit, type CountsAbout, countsFromFile, countsToFile } from "./counts-format.ts";
+
 const CHUNK = 1 << 20;
 /** Bytes of a worker's part, about. */
 const PART = 1 << 22;

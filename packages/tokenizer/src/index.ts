@@ -1,15 +1,12 @@
 /**
- * @mantou/tokenizer: byte-level BPE in plain TypeScript, for every runtime. Files are in @mantou/tokenizer/files.
+ * @mantou/tokenizer: byte-level BPE in plain TypeScript, for every runtime. Files are in @mantou/tokenizer/files, other
+ * projects' formats in @mantou/tokenizer/formats.
  */
 export { StreamingDecoder } from "./decoder.ts";
 export { TokenizerError } from "./errors.ts";
-export { parseGpt2, toGpt2 } from "./gpt2-format.ts";
-export { parseHuggingFace, toHuggingFace } from "./huggingface-format.ts";
 export type { TokenizerJson } from "./json.ts";
 export { PATTERN_NAMES } from "./patterns.ts";
-export { checkSameSplit, type CountsAbout, countsFromFile, countsToFile } from "./counts-format.ts";
 export { type CountOptions, mergeCounts, type PretokenCounts, PretokenStream } from "./pretokens.ts";
-export { parseTiktoken, toTiktoken } from "./tiktoken-format.ts";
 export { TIES, type Ties, trainBpe, trainBpeAsync, type TrainBpeOptions, type TrainBpeResult } from "./train.ts";
 export type { TextChunk, TrainOptions, TrainProgress } from "./training.ts";
 export type { IdArray } from "./encoder.ts";

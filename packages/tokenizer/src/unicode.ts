@@ -48,9 +48,9 @@ function expandRuns(runs: string): { blocks: Uint8Array; classes: Uint8Array } {
     for (const value of current) classes.push(value);
     current = [];
   };
-  for (const [, length, letter] of runs.matchAll(/([0-9a-z]+)([A-Z])/g)) {
+  for (const [, length, letter] of runs.matchAll(/([0-9a-z]*)([A-Z])/g)) {
     const value = letters[letter];
-    const end = codePoint + parseInt(length, 36);
+    const end = codePoint + parseInt(length || "1", 36);
     while (codePoint < end) {
       if (current.length === 0 && codePoint + BLOCK_SIZE <= end) {
         let index = uniform.get(value);

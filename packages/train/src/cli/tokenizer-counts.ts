@@ -2,8 +2,8 @@
  * `bun run tokenizer count-shard | merge-counts`: counting split over many machines. Each counts its share of the corpus
  * into a file; the files are merged, in any order and in steps, and `bun run tokenizer train` takes the result for text.
  */
-import { checkSameSplit, type CountsAbout, mergeCounts, type PretokenCounts } from "@mantou/tokenizer";
-import { countFiles, loadCounts, saveCounts } from "@mantou/tokenizer/files";
+import { mergeCounts, type PretokenCounts } from "@mantou/tokenizer";
+import { checkSameSplit, countFiles, type CountsAbout, loadCounts, saveCounts } from "@mantou/tokenizer/files";
 import { z } from "zod";
 import { UserError } from "../errors.ts";
 import { formatCount } from "../terminal/format.ts";
