@@ -88,7 +88,7 @@ export class Vocabulary {
       for (let i = 0; i < token.length && i < PACKED_BYTES; i++) {
         this.packed[3 * id + (i >> 2)] |= token[i] << (8 * (i & 3));
       }
-      this.bytes.set(token, end);
+      for (let i = 0; i < token.length; i++) this.bytes[end + i] = token[i]; // tokens are short: `set` costs more
       this.start[id] = end;
       this.length[id] = token.length;
       end += token.length;
@@ -120,8 +120,8 @@ export class Vocabulary {
       const [left, right] = merges[rank];
       const length = left.length + right.length;
       if (length > joined.length) joined = new Uint8Array(2 * length);
-      joined.set(left);
-      joined.set(right, left.length);
+      for (let i = 0; i < left.length; i++) joined[i] = left[i];
+      for (let i = 0; i < right.length; i++) joined[left.length + i] = right[i];
       const leftId = this.idOf(left, 0, left.length);
       const rightId = this.idOf(right, 0, right.length);
       const id = this.idOf(joined, 0, length);
@@ -136,8 +136,13 @@ export class Vocabulary {
         const first = this.#byPair[slot + 2];
         throw new TokenizerError(`merges ${first} and ${rank} are the same: ${showToken(left)} + ${showToken(right)}`);
       }
-      this.#byPair.set([leftId + 1, rightId, rank, id], slot);
-      this.merges.set([leftId, rightId, id], 3 * rank);
+      this.#byPair[slot] = leftId + 1;
+      this.#byPair[slot + 1] = rightId;
+      this.#byPair[slot + 2] = rank;
+      this.#byPair[slot + 3] = id;
+      this.merges[3 * rank] = leftId;
+      this.merges[3 * rank + 1] = rightId;
+      this.merges[3 * rank + 2] = id;
     }
 
     this.byteMerges = new Int32Array(65536);
@@ -161,9 +166,8 @@ export class Vocabulary {
       specials.set(token, id);
     }
     this.specialTokens = specials;
-    const made = new Set<number>(this.byteIds);
-    for (let i = 2; i < this.merges.length; i += 3) made.add(this.merges[i]);
-    for (const id of specials.values()) if (!made.has(id)) this.#onlySpecial.add(id);
+    for (const id of specials.values()) if (this.length[id] > 1) this.#onlySpecial.add(id);
+    for (let i = 2; i < this.merges.length && specials.size > 0; i += 3) this.#onlySpecial.delete(this.merges[i]);
   }
 
   /** Whether text that is not looked through for special tokens may become this id. */
