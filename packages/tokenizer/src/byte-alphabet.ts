@@ -4,19 +4,25 @@
  */
 import { encodeUtf8 } from "./utf8.ts";
 
+const isPrintable = (byte: number): boolean =>
+  (byte >= 0x21 && byte <= 0x7e) || (byte >= 0xa1 && byte <= 0xac) || byte >= 0xae;
+
+/** The bytes in the order of their characters: those that are themselves, then the others. */
+const BYTES = Array.from({ length: 256 }, (_, byte) => byte);
+const ORDERED = [...BYTES.filter(isPrintable), ...BYTES.filter((byte) => !isPrintable(byte))];
+
 const CHARACTERS: string[] = [];
 const BYTE_OF = new Map<string, number>();
-let next = 0x100;
-for (let byte = 0; byte < 256; byte++) {
-  const printable = (byte >= 0x21 && byte <= 0x7e) || (byte >= 0xa1 && byte <= 0xac) || byte >= 0xae;
-  CHARACTERS.push(String.fromCharCode(printable ? byte : next++));
-  BYTE_OF.set(CHARACTERS[byte], byte);
-}
 
 /** Place of each byte when they are sorted by their characters: the ids that Hugging Face's trainer gives them. */
-export const ALPHABET_ORDER = Int32Array.from(CHARACTERS, (character) =>
-  CHARACTERS.reduce((place, other) => place + (other < character ? 1 : 0), 0),
-);
+export const ALPHABET_ORDER = new Int32Array(256);
+
+let next = 0x100;
+ORDERED.forEach((byte, place) => {
+  CHARACTERS[byte] = String.fromCharCode(isPrintable(byte) ? byte : next++);
+  BYTE_OF.set(CHARACTERS[byte], byte);
+  ALPHABET_ORDER[byte] = place;
+});
 
 /** A token as the files write it. */
 export function writeToken(bytes: Uint8Array): string {

@@ -39,37 +39,33 @@ function expandRuns(runs: string): { blocks: Uint8Array; classes: Uint8Array } {
     M: MARK,
   };
   const blocks = new Uint8Array(0x110000 >> BLOCK_BITS);
-  const classes: number[] = [];
+  const classes = new Uint8Array(256 << BLOCK_BITS);
   const uniform = new Map<number, number>();
-  let current: number[] = [];
+  let used = 0; // blocks of classes that are complete
   let codePoint = 0;
-  const closeBlock = (): void => {
-    blocks[(codePoint - 1) >> BLOCK_BITS] = classes.length >> BLOCK_BITS;
-    for (const value of current) classes.push(value);
-    current = [];
-  };
   for (const [, length, letter] of runs.matchAll(/([0-9a-z]*)([A-Z])/g)) {
     const value = letters[letter];
     const end = codePoint + parseInt(length || "1", 36);
     while (codePoint < end) {
-      if (current.length === 0 && codePoint + BLOCK_SIZE <= end) {
-        let index = uniform.get(value);
-        if (index === undefined) {
-          index = classes.length >> BLOCK_BITS;
-          uniform.set(value, index);
-          for (let i = 0; i < BLOCK_SIZE; i++) classes.push(value);
-        }
-        blocks[codePoint >> BLOCK_BITS] = index;
-        codePoint += BLOCK_SIZE;
+      const offset = codePoint & (BLOCK_SIZE - 1);
+      const stop = Math.min(end, codePoint - offset + BLOCK_SIZE);
+      const isUniform = offset === 0 && stop - codePoint === BLOCK_SIZE;
+      const block = codePoint >> BLOCK_BITS;
+      codePoint = stop;
+      const shared = isUniform ? uniform.get(value) : undefined;
+      if (shared !== undefined) {
+        blocks[block] = shared;
         continue;
       }
-      current.push(value);
-      codePoint++;
-      if (current.length === BLOCK_SIZE) closeBlock();
+      if (used === 256) throw new Error("the Unicode table has more than 256 blocks");
+      const start = (used << BLOCK_BITS) + offset;
+      classes.fill(value, start, (used << BLOCK_BITS) + (((stop - 1) & (BLOCK_SIZE - 1)) + 1));
+      if ((stop & (BLOCK_SIZE - 1)) !== 0) continue;
+      if (isUniform) uniform.set(value, used);
+      blocks[block] = used++;
     }
   }
-  if (classes.length >> BLOCK_BITS > 256) throw new Error("the Unicode table has more than 256 blocks");
-  return { blocks, classes: Uint8Array.from(classes) };
+  return { blocks, classes };
 }
 
 const { blocks: BLOCKS, classes } = expandRuns(CLASS_RUNS);
