@@ -4,7 +4,8 @@ import { cpSync, existsSync, readFileSync, readdirSync, writeFileSync } from "no
 import { join } from "node:path";
 import { type ModelConfig, SafetensorsFile, fromFloat16, openDevice, resolveModelConfig } from "@mantou/model";
 import { safetensorsChunks, writeAtomically } from "@mantou/model";
-import { Tokenizer, toHuggingFace } from "@mantou/tokenizer";
+import { Tokenizer } from "@mantou/tokenizer";
+import { toHuggingFace } from "@mantou/tokenizer/formats";
 import fc from "fast-check";
 import { UserError } from "../../packages/train/src/errors.ts";
 import { checkLlama, fromHuggingFaceConfig, toHuggingFaceConfig } from "../../packages/train/src/llama/config.ts";

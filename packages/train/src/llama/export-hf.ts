@@ -2,7 +2,8 @@
 import { mkdirSync } from "node:fs";
 import { join } from "node:path";
 import { type TensorEntry, type TransformerLM, safetensorsChunks, writeAtomically } from "@mantou/model";
-import { type Tokenizer, toHuggingFace } from "@mantou/tokenizer";
+import type { Tokenizer } from "@mantou/tokenizer";
+import { toHuggingFace } from "@mantou/tokenizer/formats";
 import { END_OF_TEXT } from "../prompt.ts";
 import { toHuggingFaceConfig } from "./config.ts";
 import { llamaTensors, toHalfSplit } from "./weights.ts";

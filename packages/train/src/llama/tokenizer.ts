@@ -1,5 +1,6 @@
 /** Tokenizers that come with a Hugging Face checkpoint, and the texts that GGUF has for their tokens. */
-import { Tokenizer, TokenizerError, parseHuggingFace, toHuggingFace } from "@mantou/tokenizer";
+import { Tokenizer, TokenizerError } from "@mantou/tokenizer";
+import { parseHuggingFace, toHuggingFace } from "@mantou/tokenizer/formats";
 import { UserError } from "../errors.ts";
 
 /** GPT-2's pattern on what lies between single digits: the two splits of SmolLM's tokenizers in one. */
