@@ -177,13 +177,14 @@ int32_t mantou_context_describe(mantou_context* context, char* text, int64_t cap
   return MANTOU_OK;
 }
 
-// Float32 until the products have kernels for the chip's bfloat16 units (AMX, AVX512-BF16).
 int32_t mantou_context_preferred_dtype(mantou_context* context, int32_t* dtype, char* reason, int64_t capacity) {
   CHECK_NOT_NULL(context);
   CHECK_NOT_NULL(dtype);
   CHECK_NOT_NULL(reason);
   CHECK(capacity > 0, "%s: capacity is %lld; it must be positive", __func__, static_cast<long long>(capacity));
-  *dtype = MANTOU_FLOAT32;
-  std::snprintf(reason, static_cast<size_t>(capacity), "what the CPU's matrix products are fastest in");
+  const bool pairs = context->instructions->unit != mantou::ProductUnit::VECTORS;
+  *dtype = pairs ? MANTOU_BFLOAT16 : MANTOU_FLOAT32;
+  std::snprintf(reason, static_cast<size_t>(capacity), pairs ? "the chip has %s" : "the chip has no bfloat16 products",
+                context->instructions->text);
   return MANTOU_OK;
 }

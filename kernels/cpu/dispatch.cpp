@@ -8,6 +8,10 @@ using namespace mantou;
   CHECK(context, "%s: context is null", __func__); \
   return context->instructions->operations->name(__VA_ARGS__)
 
+int32_t mantou_measure_peaks(mantou_context* context, int64_t bytes, const void* memory, double* peaks) {
+  FORWARD(mantou_measure_peaks, context, bytes, memory, peaks);
+}
+
 int32_t mantou_cast(mantou_context* context, int64_t count, int32_t input_dtype, const void* input,
                     int32_t output_dtype, void* output) {
   FORWARD(mantou_cast, context, count, input_dtype, input, output_dtype, output);

@@ -12,6 +12,7 @@
 #pragma once
 
 #define MANTOU_OPERATIONS(X) \
+  X(mantou_measure_peaks) \
   X(mantou_cast) \
   X(mantou_add) \
   X(mantou_scale) \

@@ -14,8 +14,9 @@
 //
 // A product of few rows with a transposed B (a step of generation: y = x W^T) would spend its time packing weights that
 // it reads once: it takes inner products of the rows of x and W instead.
-#include "context.h"
-#include "tile.h"
+#include "matmul.h"
+
+#include "matmul_bf16.h"
 
 namespace mantou {
 namespace {
@@ -29,24 +30,6 @@ constexpr int64_t MC = (SCRATCH_FLOATS - KC * NC - LANES) / KC / MR * MR;
 
 // The most rows of A that are multiplied by inner products.
 constexpr int64_t FEW_ROWS = 4;
-
-// Below this many multiply-adds per thread, starting threads costs more than it gains.
-constexpr int64_t THREAD_WORK = 1 << 17;
-
-// In and Out: the types of the factors and of the product. bfloat16 is converted as it is packed, and rounded once,
-// after the whole sum.
-template <typename In, typename Out>
-struct Product {
-  bool transpose_a, transpose_b;
-  int64_t m, n, k;
-  const In* a;
-  int64_t lda;
-  const In* b;
-  int64_t ldb;
-  Out* c;
-  int64_t ldc;
-  bool accumulate;
-};
 
 // ---- packing --------------------------------------------------------------------------------------------------------
 
@@ -159,29 +142,22 @@ void multiply_rectangle(const Product<In, bfloat16>& product, int64_t m0, int64_
     }
 }
 
-// Divides C into a grid of rectangles for `threads` threads and multiplies.
-template <typename Product>
-void multiply(const mantou_context* context, const Product& product) {
-  const int64_t strips = (product.m + MR - 1) / MR, panels = (product.n + NR - 1) / NR;
-  const int64_t worth = product.m * product.n / 64 * product.k / (THREAD_WORK / 64);
-  const int64_t threads = larger(1, smaller(context->threads, worth));
-  // The grid whose largest rectangle takes least: rows * columns multiply-adds a step, and rows + columns packed
-  // floats, each as dear as about 16 of the multiply-adds.
-  int64_t down = 1, across = 1, least = INT64_MAX;
-  for (int64_t d = 1; d <= smaller(threads, strips); d++) {
-    const int64_t a = smaller(threads / d, panels);
-    const int64_t rows = (strips + d - 1) / d * MR, columns = (panels + a - 1) / a * NR;
-    const int64_t cost = rows * columns + 16 * (rows + columns);
-    if (cost < least) least = cost, down = d, across = a;
-  }
-  parallel_for(context, down * across, 1, [&](int64_t begin, int64_t end, int thread) {
-    for (int64_t cell = begin; cell < end; cell++) {
-      const int64_t i = cell / across, j = cell % across;
-      multiply_rectangle(product, strips * i / down * MR, smaller(product.m, strips * (i + 1) / down * MR),
-                         panels * j / across * NR, smaller(product.n, panels * (j + 1) / across * NR),
-                         context->thread_scratch<float>(thread));
+template <typename In, typename Out>
+void multiply(const mantou_context* context, const Product<In, Out>& product) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<In, bfloat16>) {
+    switch (context->instructions->unit) {
+      case ProductUnit::DOTS: return multiply_in_pairs<Dots>(context, product);
+      case ProductUnit::TILES: return multiply_in_pairs<Tiles<HardwareTiles>>(context, product);
+      case ProductUnit::TILE_MODEL: return multiply_in_pairs<Tiles<ModelTiles>>(context, product);
+      case ProductUnit::VECTORS: break;
     }
-  });
+  }
+#endif
+  for_rectangles<MR, NR>(context, product.m, product.n, product.k,
+                         [&](int64_t m0, int64_t m1, int64_t n0, int64_t n1, int thread) {
+                           multiply_rectangle(product, m0, m1, n0, n1, context->thread_scratch<float>(thread));
+                         });
 }
 
 // ---- few rows -------------------------------------------------------------------------------------------------------

@@ -55,6 +55,8 @@ onEveryType((subject) => {
       [300, 2, 257],
       [7, 515, 9],
       [33, 48, 1031],
+      [5, 530, 801],
+      [911, 17, 33],
     ];
     for (const [m, n, k] of sizes) {
       test(`[${m}, ${k}] · [${k}, ${n}], transposed or not, accumulated or not`, () => {

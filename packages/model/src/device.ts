@@ -27,6 +27,14 @@ export interface DeviceOptions {
   log?: (line: string) => void;
 }
 
+/** Operations and bytes a second at most. A multiply-add is two operations. */
+export interface Peaks {
+  float32Flops: number;
+  /** In the best way to multiply bfloat16 matrices that the device has. */
+  bfloat16Flops: number;
+  bytesRead: number;
+}
+
 export class Device implements Disposable {
   #native: Native;
   /** What its memory is in use for. */
@@ -57,6 +65,16 @@ export class Device implements Disposable {
   get preferredPrecision(): { precision: Precision; reason: string } {
     const { type, reason } = this.#native.preferredType();
     return { precision: type === "bfloat16" ? "bf16" : "fp32", reason };
+  }
+
+  /** Measures what the device can do at most; takes some 50 ms. @throws NativeError where it cannot be measured */
+  peaks(): Peaks {
+    const bytes = 128 << 20;
+    using memory = this.allocate(bytes);
+    this.run("mantou_fill", { memory, byteOffset: 0 }, 0, bytes); // untouched pages would all be one
+    const peaks = new Float64Array(new ArrayBuffer(24));
+    this.run("mantou_measure_peaks", bytes, { memory, byteOffset: 0 }, peaks);
+    return { float32Flops: peaks[0]!, bfloat16Flops: peaks[1]!, bytesRead: peaks[2]! };
   }
 
   /** Runs one operation of the ABI; the context argument is filled in. @throws NativeError */

@@ -63,6 +63,13 @@ export function add(output: Tensor, a: Tensor, b: Tensor): void {
   output.device.run("mantou_add", typeOf("add", { output, a, b }), output.count, a, b, output);
 }
 
+/** output = input, converted to output's type. */
+export function cast(output: Tensor, input: Tensor): void {
+  check(sameShape(output, input), "cast", { output, input });
+  const [from, to] = [typeOf("cast", { input }), typeOf("cast", { output })];
+  output.device.run("mantou_cast", output.count, from, input, to, output);
+}
+
 /** result[0] = scale · Σ values (+ result[0]). */
 export function sum(result: Tensor, values: Tensor, scale = 1, accumulate = false): void {
   checkFloat32("sum", { result, values });

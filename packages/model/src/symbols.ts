@@ -23,6 +23,8 @@ export const symbols = {
   mantou_context_describe: status("context", P, I),
   mantou_context_preferred_dtype: status("context", P, P, I),
 
+  mantou_measure_peaks: status("context", I, P, P),
+
   mantou_malloc: status("context", I, P),
   mantou_free: status("context", P),
   mantou_malloc_host: status("context", I, P),

@@ -1,0 +1,52 @@
+// What the matrix products of float32 (matmul.cpp) and of bfloat16 in hardware (matmul_bf16.h) share.
+#pragma once
+
+#include "context.h"
+#include "tile.h"
+
+MANTOU_NAMESPACE
+
+// Below this many multiply-adds per thread, starting threads costs more than it gains.
+constexpr int64_t THREAD_WORK = 1 << 17;
+
+// In and Out: the types of the factors and of the product, which is rounded once, after the whole sum.
+template <typename In, typename Out>
+struct Product {
+  bool transpose_a, transpose_b;
+  int64_t m, n, k;
+  const In* a;
+  int64_t lda;
+  const In* b;
+  int64_t ldb;
+  Out* c;
+  int64_t ldc;
+  bool accumulate;
+};
+
+// Divides C [m, n] into a grid of rectangles of whole ROWS x COLUMNS tiles for the context's threads, and runs
+// body(m0, m1, n0, n1, thread) for each.
+template <int ROWS, int COLUMNS, typename Body>
+void for_rectangles(const mantou_context* context, int64_t m, int64_t n, int64_t k, const Body& body) {
+  const int64_t strips = (m + ROWS - 1) / ROWS, panels = (n + COLUMNS - 1) / COLUMNS;
+  const int64_t worth = m * n / 64 * k / (THREAD_WORK / 64);
+  const int64_t threads = larger(1, smaller(context->threads, worth));
+  // The grid whose largest rectangle takes least: rows * columns multiply-adds a step, and rows + columns packed
+  // elements, each as dear as about 16 of the multiply-adds.
+  int64_t down = 1, across = 1, least = INT64_MAX;
+  for (int64_t d = 1; d <= smaller(threads, strips); d++) {
+    const int64_t a = smaller(threads / d, panels);
+    const int64_t rows = (strips + d - 1) / d * ROWS, columns = (panels + a - 1) / a * COLUMNS;
+    const int64_t cost = rows * columns + 16 * (rows + columns);
+    if (cost < least) least = cost, down = d, across = a;
+  }
+  parallel_for(context, down * across, 1, [&](int64_t begin, int64_t end, int thread) {
+    for (int64_t cell = begin; cell < end; cell++) {
+      const int64_t i = cell / across, j = cell % across;
+      body(strips * i / down * ROWS, smaller(m, strips * (i + 1) / down * ROWS), panels * j / across * COLUMNS,
+           smaller(n, panels * (j + 1) / across * COLUMNS), thread);
+    }
+  });
+}
+
+}
+}  // namespace mantou

@@ -1,0 +1,54 @@
+/**
+ * The instruction sets that the CPU library has kernels for, each forced in a process of its own by $MANTOU_INSTRUCTIONS:
+ * matrix products and attention on every one that this processor can run, among them a model of AMX, which few have.
+ */
+import { describe, expect, test } from "bun:test";
+import { join } from "node:path";
+import { openDevice } from "@mantou/model";
+
+const SETS = process.arch === "x64" ? ["amx", "avx512-bf16", "avx512", "avx2", "sse2", "amx-model"] : ["neon"];
+const root = join(import.meta.dir, "../..");
+
+function run(instructions: string, args: string[]) {
+  const env = { ...process.env, MANTOU_INSTRUCTIONS: instructions };
+  const result = Bun.spawnSync([process.execPath, ...args], { cwd: root, env, stdout: "pipe", stderr: "pipe" });
+  return { success: result.success, text: `${result.stdout.toString()}${result.stderr.toString()}` };
+}
+
+const describeDevice =
+  'import { openDevice } from "@mantou/model"; using d = openDevice("cpu"); console.log(d.description, d.preferredPrecision.precision);';
+using device = openDevice("cpu"); // compiled before the clock of a test runs
+const chosen = device.description;
+
+describe("instruction sets", () => {
+  test("one that does not exist is refused, and the others are named", () => {
+    const { success, text } = run("mmx", ["-e", describeDevice]);
+    expect(success).toBe(false);
+    expect(text).toContain(`MANTOU_INSTRUCTIONS is mmx; known are ${SETS.join(", ")}`);
+  });
+
+  for (const set of SETS) {
+    const { success, text } = run(set, ["-e", describeDevice]);
+    if (!success) {
+      test(`${set}, which this processor does not have, is refused`, () => {
+        expect(text).toContain(`MANTOU_INSTRUCTIONS is ${set}, which this processor does not have`);
+      });
+      continue;
+    }
+    test(`${set}: the description says so, and which precision is best`, () => {
+      expect(text).toMatch(/^(?!undefined).*, \d+ threads?, (AVX|SSE|NEON)/);
+      expect(text.trim().endsWith("bf16")).toBe(/amx|bf16/.test(set));
+    });
+    // The one that is chosen anyway has the whole suite.
+    test.if(!text.startsWith(chosen))(
+      `${set}: products and attention`,
+      () => {
+        const files = ["kernels", "attention"].map((name) => `tests/conformance/${name}.test.ts`);
+        const tests = run(set, ["test", "--timeout", "60000", ...files, "-t", "matmul|attention"]);
+        expect(tests.text.match(/\(fail\).*/g) ?? []).toEqual([]);
+        expect(tests.success).toBe(true);
+      },
+      120_000,
+    );
+  }
+});
