@@ -1,6 +1,10 @@
 /**
  * `bun run test [ARGUMENTS OF bun test]`: the whole conformance suite, then a line `N passed, N failed`.
  */
+import { buildCpuLibrary } from "@mantou/model";
+
+buildCpuLibrary(); // here, where no test waits for it
+
 const child = Bun.spawn([process.execPath, "test", "--timeout", "60000", ...process.argv.slice(2)], {
   cwd: new URL("..", import.meta.url).pathname,
   stdout: "inherit",

@@ -1,13 +1,17 @@
 /**
- * Whole training steps (forward, backward, clipping, AdamW) on the CPU, side by side with PyTorch in turns on the same
- * machine: median milliseconds of each and the ratio.
- * Usage: bun bench/cpu/step.ts [--preset shakespeare|tinystories] [--pairs 5] [--python PYTHON --peer torch_lm.py]
- *        --peer takes a script with the interface of shared/peers/torch_lm.py; without it only our side runs.
+ * Whole training steps (forward, backward, clipping, AdamW) on the CPU, in float32 and bfloat16, side by side with
+ * PyTorch in turns on the same machine: median milliseconds of each and the ratio.
+ * Usage: bun bench/cpu/step.ts [--preset shakespeare|tinystories] [--pairs 5] [--precision fp32,bf16] [--python PYTHON]
+ *        [--modes "float32 compiled,bfloat16 compiled"] [--profile]
+ *        --python takes one that has PyTorch; without it only our side runs. --profile says where our time goes.
  */
-import { cpus } from "node:os";
+import { availableParallelism, cpus } from "node:os";
+import { join } from "node:path";
 import { parseArgs } from "node:util";
-import { AdamW, TransformerLM, openDevice } from "@mantou/model";
+import { AdamW, Profile, TransformerLM, openDevice } from "@mantou/model";
 import { formatTable } from "../../packages/train/src/terminal/format.ts";
+import { profileTable } from "../../packages/train/src/terminal/profile.ts";
+import { Peer, median } from "./peer.ts";
 
 const shapes = {
   /** nanoGPT's small CPU configuration. */
@@ -20,18 +24,18 @@ const { values } = parseArgs({
   options: {
     preset: { type: "string", default: "shakespeare" },
     pairs: { type: "string", default: "5" },
-    python: { type: "string", default: "python3" },
-    peer: { type: "string" },
+    precision: { type: "string", default: "fp32,bf16" },
+    python: { type: "string" },
+    modes: { type: "string", default: "float32,float32 compiled,bfloat16,bfloat16 compiled" },
+    profile: { type: "boolean", default: false },
   },
 });
 const shape = shapes[values.preset as keyof typeof shapes];
 if (!shape) throw new Error(`--preset is one of ${Object.keys(shapes).join(", ")}`);
-
-const median = (numbers: number[]) => numbers.toSorted((a, b) => a - b)[Math.floor(numbers.length / 2)]!;
+using device = openDevice("cpu");
 
 /** Milliseconds of a median step of ours. */
-function ours(): number {
-  using device = openDevice("cpu");
+function ours(precision: "fp32" | "bf16"): number {
   const config = {
     vocabSize: shape.vocab,
     contextLength: shape.ctx,
@@ -41,50 +45,51 @@ function ours(): number {
     dFf: shape.ff,
     ropeTheta: 10_000,
   };
-  using model = new TransformerLM(config, { device, batchSize: shape.batch, seed: 1 });
+  using model = new TransformerLM(config, { device, batchSize: shape.batch, seed: 1, precision });
   using optimizer = new AdamW(model.parameters());
   const size = shape.batch * shape.ctx;
   const times: number[] = [];
   for (let step = 0; step < shape.warmup + shape.steps; step++) {
     const tokens = Int32Array.from({ length: size + 1 }, () => Math.floor(Math.random() * shape.vocab));
+    if (values.profile && step === shape.warmup) device.profile = new Profile();
     const started = performance.now();
     optimizer.zeroGrad();
     model.lossAndGradients(tokens.subarray(0, size), tokens.subarray(1));
     optimizer.clipAndStep(1e-3, 1);
     times.push(performance.now() - started);
   }
+  const { profile } = device;
+  profile?.stop();
+  device.profile = null;
+  if (profile) console.log(`\n${precision}\n${profileTable(profile, device.peaks(), shape.steps)}`);
   return median(times.slice(shape.warmup));
 }
 
-/** The same of the peer, and its name. */
-function peer(script: string, compile: boolean): { ms: number; peer: string } {
-  const flags = Object.entries(shape).flatMap(([name, value]) => [`--${name}`, String(value)]);
-  const run = Bun.spawnSync([values.python, script, ...flags, ...(compile ? ["--compile"] : [])]);
-  if (!run.success) throw new Error(run.stderr.toString());
-  return JSON.parse(run.stdout.toString()) as { ms: number; peer: string };
-}
-
 const results: Record<string, number[]> = {};
-const record = (name: string, ms: number) => {
-  const times = results[name] ?? [];
-  times.push(ms);
-  results[name] = times;
-};
+const record = (name: string, ms: number) => void (results[name] ??= []).push(ms);
+const question = JSON.stringify({ ...shape, threads: availableParallelism() });
+await using peer = values.python
+  ? await Peer.start([values.python, join(import.meta.dir, "step_peer.py"), question])
+  : null;
+const modes = peer ? values.modes.split(",") : [];
+for (const mode of modes) await peer!.ask(mode); // compiles
 for (let pair = 0; pair < Number(values.pairs); pair++) {
-  record(`Mantou, Bun ${Bun.version}`, ours());
-  if (!values.peer) continue;
-  for (const compile of [false, true]) {
-    const { ms, peer: name } = peer(values.peer, compile);
-    record(`${name}${compile ? " compiled" : ""}`, ms);
+  for (const precision of values.precision.split(",") as ("fp32" | "bf16")[]) {
+    record(`Mantou ${precision}`, ours(precision));
   }
+  for (const mode of modes) record(`${String(peer!.greeting)} ${mode}`, Number(await peer!.ask(mode)));
 }
 
-console.log(`${values.preset}: ${JSON.stringify(shape)}, float32`);
-console.log(`${cpus()[0]?.model}, ${cpus().length} cores`);
-const [first] = Object.values(results);
+console.log(`\n${values.preset}: ${JSON.stringify(shape)}`);
+console.log(`${device.description}; ${cpus()[0]?.model}, ${cpus().length} CPUs; Bun ${Bun.version}`);
+const best = (theirs: boolean) =>
+  Math.min(
+    ...Object.entries(results).flatMap(([name, ms]) => (name.startsWith("PyTorch") === theirs ? median(ms) : [])),
+  );
 const rows = Object.entries(results).map(([name, times]) => {
   const ms = median(times);
   const tokens = Math.round((shape.batch * shape.ctx * 1000) / ms);
-  return [name, ms.toFixed(1), String(tokens), `${(ms / median(first!)).toFixed(2)} ×`];
+  return [name, ms.toFixed(1), String(tokens), times.map((time) => time.toFixed(1)).join(" ")];
 });
-console.log(formatTable(rows, { header: ["", "ms a step", "tokens/s", "time against ours"] }));
+console.log(formatTable(rows, { header: ["", "ms a step", "tokens/s", "runs"] }));
+if (peer) console.log(`best against best: ${(best(true) / best(false)).toFixed(2)} ×`);

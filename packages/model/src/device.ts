@@ -7,6 +7,7 @@ import { type Emulation, buildCudaLibrary, buildEmulatedLibrary } from "./build-
 import { type CallArguments, type Graph, type HostMemory, type MappedFile, type Memory } from "./native.ts";
 import { Native, NativeError } from "./native.ts";
 import { MemoryAccount, type MemoryKind } from "./memory.ts";
+import type { Profile } from "./profile.ts";
 import type { SymbolName } from "./symbols.ts";
 
 /** `emulated` runs the CUDA kernels on the CPU, slowly and with every check: for tests. */
@@ -41,6 +42,8 @@ export class Device implements Disposable {
   readonly memory = new MemoryAccount();
   /** Whether it only counts memory: operations do nothing, and tensors hold nothing. */
   readonly isPlan: boolean = false;
+  /** Receives every operation while it is set. Times mean something where operations end with their calls: the CPU. */
+  profile: Profile | null = null;
 
   constructor(
     readonly name: Exclude<DeviceName, "auto">,
@@ -79,7 +82,13 @@ export class Device implements Disposable {
 
   /** Runs one operation of the ABI; the context argument is filled in. @throws NativeError */
   run<N extends SymbolName>(name: N, ...args: CallArguments<N>): void {
+    if (!this.profile) {
+      this.#native.call(name, ...args);
+      return;
+    }
+    const started = performance.now();
     this.#native.call(name, ...args);
+    this.profile.record(name, args, performance.now() - started);
   }
 
   /** Asks a *_workspace function for a size in bytes. */

@@ -9,6 +9,7 @@ export {
   Device,
   type DeviceName,
   type DeviceOptions,
+  type Peaks,
   PlanningDevice,
   type Precision,
   hasGpu,
@@ -24,6 +25,7 @@ export { Muon, type MuonOptions } from "./muon.ts";
 export { MappedFile, NativeError, OUT_OF_MEMORY } from "./native.ts";
 export * as operations from "./operations.ts";
 export { Parameter, type ParameterSpec, ParameterStore } from "./parameters.ts";
+export { Profile, type ProfileRow } from "./profile.ts";
 export { Random, deriveSeed, uniform } from "./random.ts";
 export { type RopeSettings, ropeFrequencies, ropeTable } from "./rope.ts";
 export { type SamplingOptions, sampleToken } from "./sampling.ts";

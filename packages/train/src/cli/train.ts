@@ -5,7 +5,7 @@
 import { existsSync } from "node:fs";
 import { availableParallelism } from "node:os";
 import { join } from "node:path";
-import { type Device, NativeError, OUT_OF_MEMORY, TransformerLM, openDevice } from "@mantou/model";
+import { type Device, NativeError, OUT_OF_MEMORY, Profile, TransformerLM, openDevice } from "@mantou/model";
 import { z } from "zod";
 import { type ResolvedConfig, choose, chooseBatchSizes, readRunConfig, resolveConfig, settled } from "../config.ts";
 import { type SettledConfig, trainConfigSchema } from "../config.ts";
@@ -19,6 +19,7 @@ import { RunDirectory, claimDirectory, initialise, modelConfig, modelOptions, sa
 import { validate } from "../schema.ts";
 import { formatCount, formatDuration } from "../terminal/format.ts";
 import { plotCurve } from "../terminal/plot.ts";
+import { profileTable } from "../terminal/profile.ts";
 import { ProgressBar } from "../terminal/progress.ts";
 import { type Style, styleFor, widthOf } from "../terminal/style.ts";
 import { type Outcome, train } from "../trainer.ts";
@@ -38,6 +39,9 @@ const watchOptions = z.strictObject({
     .default(6060)
     .meta({ group: "Watch", description: "port of the dashboard; 0: any that is free" }),
 });
+
+/** The first two steps touch memory for the first time. */
+const [PROFILED_AFTER, PROFILED_UNTIL] = [2, 12];
 
 const command: Command = {
   usage: "bun run train",
@@ -59,6 +63,10 @@ const command: Command = {
       .string()
       .optional()
       .meta({ group: "Start from", description: "go on with a run that was stopped", placeholder: "DIR" }),
+    profile: z
+      .boolean()
+      .default(false)
+      .meta({ group: "Machine", description: `say where the time of a step goes (CPU; steps 3 to ${PROFILED_UNTIL})` }),
     ...watchOptions.shape,
   }),
   examples: [
@@ -81,13 +89,23 @@ interface Prepared {
 
 await runCommand(async (argv) => {
   const { given } = parseFlags(command, argv);
-  const { preset, config: file, resume, plan, ...others } = given as Record<string, unknown> & Record<string, string>;
+  const {
+    preset,
+    config: file,
+    resume,
+    plan,
+    profile,
+    ...others
+  } = given as Record<string, unknown> & Record<string, string>;
   const { watch: asked, watchPort: askedPort, ...flags } = others as Record<string, unknown>;
   const { watch, watchPort } = validate(watchOptions, { watch: asked, watchPort: askedPort });
   if (resume !== undefined && (preset ?? file ?? plan ?? Object.keys(flags)[0]) !== undefined) {
-    throw new UserError("--resume goes on with the run's own config and takes no other flag but --watch", {
-      fix: `bun run train --resume ${resume}`,
-    });
+    throw new UserError(
+      "--resume goes on with the run's own config and takes no other flag but --watch and --profile",
+      {
+        fix: `bun run train --resume ${resume}`,
+      },
+    );
   }
   const style = styleFor(process.stdout);
   const say = (line: string) => console.log(line);
@@ -97,6 +115,11 @@ await runCommand(async (argv) => {
   }
   const begin = resume === undefined ? start({ preset, file, flags }, say) : reopen(resume, say);
   using device = begin.device;
+  if (profile && device.name !== "cpu") {
+    throw new UserError("--profile measures operations that end with their calls, as on the CPU", {
+      fix: "leave it out, or use --device cpu",
+    });
+  }
   const { run, resolved } = begin;
   run.removeTemporaries();
 
@@ -132,15 +155,27 @@ await runCommand(async (argv) => {
   process.on("SIGINT", onSignal).on("SIGTERM", onSignal);
   let bar = new ProgressBar({ total: config.steps });
   let valLoss = Number.NaN;
+  let first = 0;
+  const profileStep = (step: number) => {
+    if (step === first + PROFILED_AFTER) device.profile = new Profile();
+    if (!device.profile || (step < first + PROFILED_UNTIL && step < config.steps)) return;
+    const counted = device.profile;
+    device.profile = null;
+    counted.stop();
+    const table = profileTable(counted, device.peaks(), step - first - PROFILED_AFTER);
+    bar.print(`${style.bold("profile")} of steps ${first + PROFILED_AFTER + 1} to ${step}\n${table}`);
+  };
   const outcome = await train(
     { run, config, model, tokenizer, train: trainTokens, val },
     {
       onResume(step) {
         bar = new ProgressBar({ total: config.steps, start: step });
+        first = step;
         say(`resuming after step ${step}`);
       },
       onStep({ step, loss, lr, tokensPerSecond }) {
         const values = { loss: loss.toFixed(3), lr: lr.toExponential(1), "tok/s": formatCount(tokensPerSecond) };
+        if (profile) profileStep(step);
         bar.update(step, Number.isNaN(valLoss) ? values : { ...values, val: valLoss.toFixed(3) });
       },
       onValidation(_, loss) {

@@ -1,0 +1,97 @@
+/**
+ * Where a step's time goes: what every native operation took, the arithmetic and the bytes that it cannot do without,
+ * and, from that, its speed as a share of what the device can do at most. On the CPU an operation has ended when its
+ * call returns, so the rest of the time is TypeScript and the calls themselves.
+ */
+import type { Peaks } from "./device.ts";
+import type { SymbolName } from "./symbols.ts";
+
+interface Cost {
+  flops: number;
+  /** Read or written at least, if nothing is in a cache. */
+  bytes: number;
+}
+
+/** Operations of one name and type. */
+export interface ProfileRow extends Cost {
+  name: string;
+  calls: number;
+  ms: number;
+  /** Of the peak of the unit that bounds it: arithmetic for products and attention, else memory. */
+  share: number;
+}
+
+const size = (dtype: number) => (dtype === 1 ? 2 : 4);
+
+/** What an operation costs by its arguments, which come as in kernels/mantou.h, without the context. */
+const costs: Partial<Record<SymbolName, (...args: number[]) => Cost>> = {
+  mantou_cast: (count, from, _a, to) => ({ flops: 0, bytes: count! * (size(from!) + size(to!)) }),
+  mantou_add: (dtype, count) => ({ flops: 0, bytes: 3 * count! * size(dtype!) }),
+  mantou_fill: (_memory, _value, bytes) => ({ flops: 0, bytes: bytes! }),
+  mantou_sum: (count) => ({ flops: 0, bytes: 4 * count! }),
+  mantou_silu_forward: (dtype, count) => ({ flops: 0, bytes: 2 * count! * size(dtype!) }),
+  mantou_silu_backward: (dtype, count) => ({ flops: 0, bytes: 3 * count! * size(dtype!) }),
+  mantou_swiglu_forward: (dtype, rows, dim) => ({ flops: 0, bytes: 3 * rows! * dim! * size(dtype!) }),
+  mantou_swiglu_backward: (dtype, rows, dim) => ({ flops: 0, bytes: 5 * rows! * dim! * size(dtype!) }),
+  mantou_matmul: (_ta, _tb, m, n, k, input, _a, _lda, _b, _ldb, output, _c, _ldc, accumulate) => ({
+    flops: 2 * m! * n! * k!,
+    bytes: (m! * k! + k! * n!) * size(input!) + m! * n! * size(output!) * (accumulate ? 2 : 1),
+  }),
+  mantou_embedding_forward: (dtype, rows, _vocab, dim) => ({ flops: 0, bytes: 2 * rows! * dim! * size(dtype!) }),
+  mantou_embedding_backward: (dtype, rows, _vocab, dim) => ({ flops: 0, bytes: rows! * dim! * (8 + size(dtype!)) }),
+  mantou_rmsnorm_forward: (dtype, rows, dim) => ({ flops: 0, bytes: 4 * rows! * dim! * size(dtype!) }),
+  mantou_rmsnorm_backward: (dtype, rows, dim) => ({ flops: 0, bytes: 4 * rows! * dim! * size(dtype!) }),
+  mantou_attention_forward: (dtype, batch, length, heads, _kv, dim) => ({
+    flops: 2 * batch! * heads! * length! ** 2 * dim!,
+    bytes: 4 * batch! * heads! * length! * dim! * size(dtype!),
+  }),
+  mantou_attention_backward: (dtype, batch, length, heads, _kv, dim) => ({
+    flops: 5 * batch! * heads! * length! ** 2 * dim!,
+    bytes: 8 * batch! * heads! * length! * dim! * size(dtype!),
+  }),
+  mantou_cross_entropy: (dtype, rows, vocab) => ({ flops: 0, bytes: 2 * rows! * vocab! * size(dtype!) }),
+  mantou_gradient_norm: (count) => ({ flops: 0, bytes: 4 * count! }),
+  mantou_adamw: (dtype, count) => ({ flops: 0, bytes: count! * (dtype === 1 ? 30 : 28) }),
+};
+
+/** The argument that holds the type of the factors. */
+const typeAt: Partial<Record<SymbolName, number>> = { mantou_matmul: 5, mantou_cast: 1 };
+const typed = /silu|swiglu|embedding|rmsnorm|attention|cross_entropy|add$|adamw/;
+
+export class Profile {
+  #rows = new Map<string, Omit<ProfileRow, "share"> & { bfloat16: boolean }>();
+  #started = performance.now();
+  #totalMs = 0;
+
+  /** Counts one call that took `ms`; Device.run does. */
+  record(name: SymbolName, args: readonly unknown[], ms: number): void {
+    const numbers = args.map((value) => (typeof value === "number" ? value : 0));
+    const at = typeAt[name] ?? (typed.test(name) ? 0 : -1);
+    const bfloat16 = at >= 0 && numbers[at] === 1;
+    const label = `${name.replace("mantou_", "")}${bfloat16 ? " bf16" : ""}`;
+    const row = this.#rows.get(label) ?? { name: label, calls: 0, ms: 0, flops: 0, bytes: 0, bfloat16 };
+    const cost = costs[name]?.(...numbers) ?? { flops: 0, bytes: 0 };
+    row.calls++;
+    row.ms += ms;
+    row.flops += cost.flops;
+    row.bytes += cost.bytes;
+    this.#rows.set(label, row);
+  }
+
+  /** Ends what is counted. */
+  stop(): void {
+    this.#totalMs = performance.now() - this.#started;
+  }
+
+  /** From start to stop: operations by time, the time that no operation took, and all of it. */
+  result(peaks: Peaks): { rows: ProfileRow[]; restMs: number; totalMs: number } {
+    const totalMs = this.#totalMs;
+    const rows = [...this.#rows.values()].map(({ bfloat16, ...row }) => {
+      const ideal =
+        row.flops > 0 ? row.flops / (bfloat16 ? peaks.bfloat16Flops : peaks.float32Flops) : row.bytes / peaks.bytesRead;
+      return { ...row, share: (1000 * ideal) / row.ms };
+    });
+    rows.sort((a, b) => b.ms - a.ms);
+    return { rows, restMs: totalMs - rows.reduce((sum, { ms }) => sum + ms, 0), totalMs };
+  }
+}
