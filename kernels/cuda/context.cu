@@ -117,3 +117,11 @@ int32_t mantou_context_preferred_dtype(mantou_context* context, int32_t* dtype, 
   std::snprintf(reason, static_cast<size_t>(capacity), "what tensor cores multiply");
   return MANTOU_OK;
 }
+
+int32_t mantou_measure_peaks(mantou_context* context, int64_t bytes, const void* memory, double* peaks) {
+  CHECK_NOT_NULL(context);
+  CHECK_NOT_NULL(memory);
+  CHECK_NOT_NULL(peaks);
+  CHECK(bytes >= 64, "%s: bytes is %lld; at least a cache line must be read", __func__, static_cast<long long>(bytes));
+  return mantou::fail(MANTOU_UNSUPPORTED, "%s: GPUs are not measured", __func__);
+}

@@ -12,13 +12,13 @@ import { basename, join, resolve } from "node:path";
 /** The repository's root: kernels/ and build/ lie there. */
 export const root = resolve(import.meta.dir, "../../..");
 
-const FLAGS = (
+export const FLAGS = (
   "-std=c++17 -O3 -ffp-contract=fast -fno-math-errno -fno-trapping-math " +
   "-fopenmp -fPIC -fvisibility=hidden -Wall -Wextra"
 ).split(" ");
 
 /** Files that are compiled once; every other one holds operations and is compiled for each instruction set. */
-const SHARED = ["context.cpp", "dispatch.cpp", "file.cpp", "instructions.cpp", "memory.cpp"];
+export const SHARED = ["context.cpp", "dispatch.cpp", "file.cpp", "instructions.cpp", "memory.cpp"];
 
 /** The instruction sets that one library serves, with their flags (see kernels/cpu/dispatch.h). */
 const AVX2 = "-mavx2 -mfma -mf16c -mbmi -mbmi2";
@@ -72,6 +72,8 @@ export interface BuildOptions {
   force?: boolean;
   /** Where libraries are kept. Default: `build/` in the repository. */
   directory?: string;
+  /** Added to the compiler's, such as those of sanitizers. */
+  flags?: string[];
   /** Environment in which compilers are looked for. Default: this process's. */
   environment?: Record<string, string | undefined>;
 }
@@ -89,7 +91,8 @@ export function buildCpuLibrary(options: BuildOptions = {}): string {
   const files = readdirSync(sources)
     .filter((name) => /\.(cpp|h)$/.test(name))
     .sort();
-  const hash = createHash("sha256").update(JSON.stringify([FLAGS, TARGETS, compiler, process.arch]));
+  const flags = [...FLAGS, ...(options.flags ?? [])];
+  const hash = createHash("sha256").update(JSON.stringify([flags, TARGETS, compiler, process.arch]));
   const headers = ["kernels/mantou.h", "kernels/errors.h"].map((name) => join(root, name));
   for (const path of [...headers, ...files.map((name) => join(sources, name))]) {
     hash.update(basename(path)).update("\0").update(readFileSync(path)).update("\0");
@@ -101,7 +104,7 @@ export function buildCpuLibrary(options: BuildOptions = {}): string {
   return withLock(join(directory, "lock"), () => {
     if (existsSync(library) && !options.force) return library;
     const units = files.filter((name) => name.endsWith(".cpp"));
-    compile(compiler, units, directory, library, options.log ?? ((line) => console.error(line)));
+    compile(compiler, flags, units, directory, library, options.log ?? ((line) => console.error(line)));
     return library;
   });
 }
@@ -109,6 +112,7 @@ export function buildCpuLibrary(options: BuildOptions = {}): string {
 /** Compiles every unit, as many side by side as there are processors, links them, and moves the library into place. */
 function compile(
   compiler: Compiler,
+  allFlags: string[],
   units: string[],
   directory: string,
   library: string,
@@ -131,13 +135,13 @@ function compile(
       words.filter((word) => word).map((word) => `'${word.replaceAll("'", "'\\''")}'`);
     const queues = Array.from({ length: Math.min(availableParallelism(), jobs.length) }, (_, worker) => {
       const own = jobs.filter((_job, i) => i % availableParallelism() === worker);
-      const commands = own.map(({ flags }) => quoted([compiler.command, ...FLAGS, ...flags]).join(" "));
+      const commands = own.map(({ flags }) => quoted([compiler.command, ...allFlags, ...flags]).join(" "));
       return `{ ${commands.join(" && ")}; } & pids="$pids $!"`;
     });
     const wait = "failed=0; for pid in $pids; do wait $pid || failed=1; done; exit $failed";
     run(["sh", "-c", [...queues, wait].join("\n")], compiler);
     const linked = join(scratch, basename(library));
-    run([compiler.command, "-shared", "-fopenmp", "-o", linked, ...jobs.map(({ object }) => object)], compiler);
+    run([compiler.command, ...allFlags, "-shared", "-o", linked, ...jobs.map(({ object }) => object)], compiler);
     renameSync(linked, library);
   } finally {
     rmSync(scratch, { recursive: true, force: true });
