@@ -335,8 +335,10 @@ int32_t launch_product(const mantou_context* context, int32_t dtype, const Produ
   if (dtype == MANTOU_FLOAT32)
     return launch(NAME, multiply_float32<TRANSPOSE_A, TRANSPOSE_B>, static_cast<unsigned>(tiles_of(p, SIDE32)), 256, 0,
                   context->stream, p);
-  // Small tiles where large ones would leave most of the device without work.
-  if (tiles_of(p, 128) < context->multiprocessors) return launch_tiles<TRANSPOSE_A, TRANSPOSE_B, 64>(context, p);
+  // Small tiles where large ones would leave some of the device without work.
+  const int64_t large = tiles_of(p, 128);
+  if (large * parts_for(context, p, large) < context->multiprocessors)
+    return launch_tiles<TRANSPOSE_A, TRANSPOSE_B, 64>(context, p);
   return launch_tiles<TRANSPOSE_A, TRANSPOSE_B, 128>(context, p);
 }
 

@@ -57,6 +57,7 @@ onEveryType((subject) => {
       [33, 48, 1031],
       [5, 530, 801],
       [911, 17, 33],
+      [40, 66, 2100],
     ];
     for (const [m, n, k] of sizes) {
       test(`[${m}, ${k}] · [${k}, ${n}], transposed or not, accumulated or not`, () => {
