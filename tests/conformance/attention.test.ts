@@ -48,6 +48,8 @@ onEveryType((subject) => {
     { batch: 2, length: 64, heads: 4, kvHeads: 4, headDim: 16 },
     { batch: 1, length: 65, heads: 4, kvHeads: 2, headDim: 32 },
     { batch: 2, length: 77, heads: 2, kvHeads: 1, headDim: 64 },
+    { batch: 1, length: 128, heads: 1, kvHeads: 1, headDim: 32 },
+    { batch: 1, length: 129, heads: 2, kvHeads: 1, headDim: 64 },
     { batch: 1, length: 193, heads: 2, kvHeads: 2, headDim: 128 },
     { batch: 1, length: 193, heads: 6, kvHeads: 3, headDim: 10 },
     { batch: 1, length: 300, heads: 1, kvHeads: 1, headDim: 34 },
@@ -142,6 +144,30 @@ onEveryType((subject) => {
       }
     });
   }
+
+  test("rows that start at no multiple of 16 bytes", () => {
+    const sizes = { batch: 1, length: 40, heads: 2, kvHeads: 1, headDim: 32 };
+    const shape: PackedAttention = { ...sizes, rope: { theta: THETA } };
+    const [qkv, d] = [normal([40, 128], 1), normal([40, 64], 2)];
+    const run = (bench: Workbench) => {
+      using on = shapeOn(bench, shape, 40);
+      const odd = (rows: number, width: number) => bench.poisoned([rows * width + 1]).view([rows, width], 1);
+      const [packed, dOutput, output, dQkv] = [odd(40, 128), odd(40, 64), odd(40, 64), odd(40, 128)];
+      packed.upload(qkv.data);
+      dOutput.upload(d.data);
+      const lse = bench.poisoned([1, 2, 40], "float32");
+      operations.attentionForward(output, lse, packed, on.shape);
+      const workspace = bench.workspace(bench.device.size("mantou_attention_backward_workspace", 1, 40, 2, 1, 32));
+      operations.attentionBackward(dQkv, { dOutput, qkv: packed, output, lse, workspace }, on.shape);
+      return { output, lse, dQkv };
+    };
+    const reference = (of: PackedAttention) => ({
+      ...packedAttention(qkv, of),
+      dQkv: packedAttentionBackward(d, qkv, of),
+    });
+    const naive = type === "float32" ? {} : reference(naively(shape));
+    verify(subject, run, reference(shape), { relative: 1e-4, absolute: 3e-5 }, naive);
+  });
 
   test("scores of 1e4, exact in float32: finite forward and backward", () => {
     const shape: PackedAttention = { batch: 1, length: 33, heads: 2, kvHeads: 1, headDim: 16 };
