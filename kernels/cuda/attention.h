@@ -101,10 +101,10 @@ struct Order {
   }
 };
 
-// `bytes`: what a head reads again for every block of rows.
-inline Order order_of(int64_t heads, int blocks, int64_t bytes, bool last_first) {
-  constexpr int64_t CACHE = int64_t{16} << 20;
-  const int64_t together = CACHE / (bytes > 0 ? bytes : 1);
+// `bytes`: what a head reads again for every block of rows. A third of the cache is taken, which leaves room for what
+// streams through it.
+inline Order order_of(const mantou_context* context, int64_t heads, int blocks, int64_t bytes, bool last_first) {
+  const int64_t together = context->cache_bytes / 3 / (bytes > 0 ? bytes : 1);
   return {heads, blocks, together < 1 ? 1 : together < heads ? together : heads, last_first};
 }
 

@@ -51,6 +51,7 @@ static int32_t fill_in(mantou_context* context, int32_t device) {
                 properties.name, properties.major, properties.minor, OLDEST);
   context->device = device;
   context->multiprocessors = properties.multiProcessorCount;
+  context->cache_bytes = properties.l2CacheSize;
   context->memory_bytes = static_cast<int64_t>(properties.totalGlobalMem);
   CHECK_CUDA(cudaStreamCreateWithFlags(&context->stream, cudaStreamNonBlocking));
   CHECK_CUDA(cudaStreamCreateWithFlags(&context->copy_stream, cudaStreamNonBlocking));

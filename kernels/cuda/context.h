@@ -50,6 +50,7 @@ struct mantou_context {
   int device;
   int multiprocessors;
   int64_t memory_bytes;
+  int64_t cache_bytes;       // second-level cache
   cudaStream_t stream;       // compute
   cudaStream_t copy_stream;
   cudaEvent_t event;         // of mantou_stream_wait

@@ -200,7 +200,7 @@ GLOBAL void LAUNCH_BOUNDS(THREADS, 2) multiply_bf16(Product p) {
       }
     }
   }
-  cp_async_wait<0>();
+  // Whatever groups are left are empty.
 
 #pragma unroll
   for (int i = 0; i < DOWN; i++) {

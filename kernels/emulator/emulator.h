@@ -270,6 +270,7 @@ struct cudaDeviceProp {
   char name[256];
   int major, minor, multiProcessorCount;
   size_t totalGlobalMem, sharedMemPerBlockOptin;
+  int l2CacheSize;
 };
 
 cudaError_t cudaMalloc(void** memory, size_t bytes);

@@ -849,7 +849,7 @@ cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t)
 }
 
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
-  *properties = {"emulated GPU", 9, 0, 4, REGION, SHARED_LIMIT};
+  *properties = {"emulated GPU", 9, 0, 4, REGION, SHARED_LIMIT, 48 << 10};
   return cudaSuccess;
 }
 
