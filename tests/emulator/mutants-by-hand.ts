@@ -193,11 +193,11 @@ export const BY_HAND: Record<string, [before: string, after: string, kind: strin
 };
 
 /** Mutants that compute the same, or that differ in nothing that is promised, and why. */
-export const EQUIVALENT: { file: string; text: string; kind?: string; reason: string }[] = [
-  ...["most", "total"].map((name) => ({
+export const EQUIVALENT: { file: string; text: string; kind?: string; reason: string }[] = ["most", "total"].map(
+  (name) => ({
     file: "attention.cu",
     text: `__shfl_xor_sync(ALL_LANES, ${name}, 2)`,
     kind: "shuffle from another lane",
     reason: "after lanes 1 apart have met, those 2 and 3 apart hold the same",
-  })),
-];
+  }),
+);
