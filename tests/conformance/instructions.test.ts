@@ -10,7 +10,7 @@ const SETS = process.arch === "x64" ? ["amx", "avx512-bf16", "avx512", "avx2", "
 const root = join(import.meta.dir, "../..");
 
 function run(instructions: string, args: string[]) {
-  const env = { ...process.env, MANTOU_INSTRUCTIONS: instructions };
+  const env = { ...process.env, MANTOU_INSTRUCTIONS: instructions, MANTOU_BACKENDS: "cpu" };
   const result = Bun.spawnSync([process.execPath, ...args], { cwd: root, env, stdout: "pipe", stderr: "pipe" });
   return { success: result.success, text: `${result.stdout.toString()}${result.stderr.toString()}` };
 }
