@@ -1,11 +1,14 @@
 /**
  * `bun run test [ARGUMENTS OF bun test]`: the whole conformance suite, then a line `N passed, N failed`.
  */
+import { availableParallelism } from "node:os";
 import { buildCpuLibrary } from "@mantou/model";
 
 buildCpuLibrary(); // here, where no test waits for it
 
-const child = Bun.spawn([process.execPath, "test", "--timeout", "60000", ...process.argv.slice(2)], {
+// Files side by side, in a process per core; some take half a gigabyte, so no more than eight.
+const parallel = `--parallel=${Math.min(availableParallelism(), 8)}`;
+const child = Bun.spawn([process.execPath, "test", "--timeout", "60000", parallel, ...process.argv.slice(2)], {
   cwd: new URL("..", import.meta.url).pathname,
   stdout: "inherit",
   stderr: "pipe",
