@@ -33,7 +33,7 @@ extern "C" {
 #ifndef MANTOU_API
 #define MANTOU_API __attribute__((visibility("default")))
 #endif
-#define MANTOU_ABI_VERSION 4
+#define MANTOU_ABI_VERSION 5
 
 enum mantou_status {
   MANTOU_OK = 0,
@@ -281,11 +281,13 @@ MANTOU_API int32_t mantou_attention_masked(mantou_context* context, int32_t dtyp
 MANTOU_API int32_t mantou_softmax(mantou_context* context, int32_t dtype, int64_t outer, int64_t dim, int64_t inner,
                                   const void* input, void* output);
 
-/* losses[row] = logsumexp(logits[row, :vocab_size]) - logits[row, targets[row]], float32. If gradient_scale is not 0,
- * logits are overwritten by gradient_scale * (softmax - onehot); columns past vocab_size (up to stride) by 0. */
+/* losses[row] = log Z - z[targets[row]], float32, where log Z = logsumexp(z) and z = logits[row, :vocab_size], or where
+ * soft_cap > 0 z = soft_cap * tanh(logits / soft_cap) (Gemma 2, 2024, section 2). If gradient_scale is not 0, logits are
+ * overwritten by gradient_scale times the gradient of losses[row] + z_loss * (log Z)^2 (PaLM, Chowdhery et al. 2022,
+ * section 5), of which losses has the first term alone; columns past vocab_size (up to stride) by 0. */
 MANTOU_API int32_t mantou_cross_entropy(mantou_context* context, int32_t dtype, int64_t rows, int64_t vocab_size,
-                                        void* logits, int64_t stride, const int32_t* targets, float gradient_scale,
-                                        float* losses);
+                                        void* logits, int64_t stride, const int32_t* targets, float soft_cap,
+                                        float z_loss, float gradient_scale, float* losses);
 
 /* ---- optimizer -------------------------------------------------------------------------------------------------- */
 

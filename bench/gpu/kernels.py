@@ -162,17 +162,18 @@ def swiglu(b, rows, dim):
     return run, {"y": y, "d": x.grad}
 
 
-def cross_entropy(b, rows, vocab, stride):
+def cross_entropy(b, rows, vocab, stride, cap=0.0, z_loss=0.0):
     logits, targets = b.normal(rows, stride, scale=3), b.integers(vocab, rows)
 
     def run():
         values, losses = b.array(logits), b.blank(rows, dtype=torch.float32)
-        b.call("mantou_cross_entropy", b.code, rows, vocab, values, stride, b.array(targets), 1 / rows, losses)
+        b.call("mantou_cross_entropy", b.code, rows, vocab, values, stride, b.array(targets), cap, z_loss, 1 / rows, losses)
         return {"losses": losses, "gradient": values}
 
     x = logits.double().requires_grad_()
-    losses = F.cross_entropy(x[:, :vocab], targets.long(), reduction="none")
-    losses.mean().backward()
+    z = cap * torch.tanh(x[:, :vocab] / cap) if cap > 0 else x[:, :vocab]
+    losses = F.cross_entropy(z, targets.long(), reduction="none")
+    (losses + z_loss * torch.logsumexp(z, -1).square()).mean().backward()
     return run, {"losses": losses, "gradient": x.grad}
 
 
@@ -266,6 +267,8 @@ def cases(big):
         yield f"SwiGLU [{rows}, {dim}]", swiglu, (rows, dim)
     for rows, vocab, stride in [(3, 17, 17), (65, 113, 128), (3, 10_000, 10_112)] + ([(2049, 50_257, 50_304)] if big else []):
         yield f"cross-entropy [{rows}, {vocab}]", cross_entropy, (rows, vocab, stride)
+    for rows, vocab, stride in [(65, 113, 128), (3, 10_000, 10_112)]:
+        yield f"cross-entropy [{rows}, {vocab}], soft cap and z-loss", cross_entropy, (rows, vocab, stride, 2.0, 1e-2)
     for rows, vocab, dim in [(17, 3, 65), (2000, 7, 64), (300, 1000, 128)] + ([(16_384, 10_000, 512)] if big else []):
         yield f"embedding {rows} of [{vocab}, {dim}]", embedding, (rows, vocab, dim)
     for count in [1, 4099, 40_000]:
@@ -370,7 +373,7 @@ def bench(library):
     for rows, vocab in [(16_384, 10_112), (8_192, 50_304)]:
         logits, targets, losses = b.array(b.normal(rows, vocab)), b.array(b.integers(vocab, rows)), b.blank(rows, dtype=torch.float32)
         peer, peer_t = cuda(rows, vocab, requires_grad=True), torch.randint(vocab, (rows,), device="cuda")
-        ours = time_ours(library, lambda: b.call("mantou_cross_entropy", 1, rows, vocab, logits, vocab, targets, 1e-3, losses))
+        ours = time_ours(library, lambda: b.call("mantou_cross_entropy", 1, rows, vocab, logits, vocab, targets, 0.0, 0.0, 1e-3, losses))
         yield f"cross-entropy [{rows}, {vocab}], both passes", "bytes", 4 * rows * vocab, ours, "F.cross_entropy", time_torch(lambda: torch.autograd.grad(F.cross_entropy(peer.float(), peer_t), peer), 5)
     for count in (17_600_000, 124_000_000):
         master, g, m, v = [b.array(torch.randn(count).abs()) for _ in range(4)]

@@ -137,8 +137,10 @@ int32_t mantou_softmax(mantou_context* context, int32_t dtype, int64_t outer, in
 }
 
 int32_t mantou_cross_entropy(mantou_context* context, int32_t dtype, int64_t rows, int64_t vocab_size, void* logits,
-                             int64_t stride, const int32_t* targets, float gradient_scale, float* losses) {
-  FORWARD(mantou_cross_entropy, context, dtype, rows, vocab_size, logits, stride, targets, gradient_scale, losses);
+                             int64_t stride, const int32_t* targets, float soft_cap, float z_loss, float gradient_scale,
+                             float* losses) {
+  FORWARD(mantou_cross_entropy, context, dtype, rows, vocab_size, logits, stride, targets, soft_cap, z_loss,
+          gradient_scale, losses);
 }
 
 int64_t mantou_gradient_norm_workspace(int64_t count) {

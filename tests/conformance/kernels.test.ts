@@ -518,7 +518,7 @@ onEveryType((subject) => {
           const [alone, overwritten, ids] = [bench.from(logits), bench.from(logits), bench.from(targets)];
           const [only, both] = [bench.poisoned([rows], "float32"), bench.poisoned([rows], "float32")];
           const call = (tensor: Tensor, scale: number, result: Tensor) =>
-            bench.device.run("mantou_cross_entropy", DTYPE, rows, vocabSize, tensor, stride, ids, scale, result);
+            bench.device.run("mantou_cross_entropy", DTYPE, rows, vocabSize, tensor, stride, ids, 0, 0, scale, result);
           call(alone, 0, only);
           call(overwritten, 0.25, both);
           return { only, both, untouched: alone, gradient: overwritten };
@@ -531,6 +531,54 @@ onEveryType((subject) => {
         );
       });
     }
+
+    // By definition: d(loss + zLoss log²Z) / dz = p (1 + 2 zLoss log Z) - onehot, and dz / dlogit = 1 - (z / cap)².
+    for (const [rows, vocabSize, stride, softCap, zLoss] of [
+      [3, 17, 17, 4, 0],
+      [65, 113, 128, 0, 0.01],
+      [5, 60, 64, 30, 0.01],
+      [3, 10_003, 10_112, 2, 1e-4],
+      [1, 60_001, 60_032, 4, 1e-4],
+    ] as const) {
+      test(`[${rows}, ${vocabSize}] with a soft cap of ${softCap} and ${zLoss} times log²Z`, () => {
+        const [logits, targets] = [normal([rows, stride], 1, 3), randomInts([rows], 2, vocabSize)];
+        for (let row = 0; row < rows; row++) logits.data.fill(50, row * stride + vocabSize, (row + 1) * stride);
+        const losses = new Float64Array(rows);
+        const gradient = new Float64Array(rows * stride);
+        for (let row = 0; row < rows; row++) {
+          const given = floats([1, vocabSize], logits.data.subarray(row * stride, row * stride + vocabSize));
+          const own = softCap > 0 ? ops.softCap(given, softCap) : given;
+          const target = targets.data[row];
+          losses[row] = ops.crossEntropy(own, ints([1], [target]));
+          const logZ = losses[row]! + own.data[target]!;
+          ops.softmax(own).data.forEach((p, i) => {
+            const slope = softCap > 0 ? 1 - (own.data[i]! / softCap) ** 2 : 1;
+            gradient[row * stride + i] = 0.25 * (p * (1 + 2 * zLoss * logZ) - Number(i === target)) * slope;
+          });
+        }
+        const run = (bench: Workbench) => {
+          const [alone, overwritten] = [bench.from(logits), bench.from(logits)];
+          const [only, both] = [bench.poisoned([rows], "float32"), bench.poisoned([rows], "float32")];
+          const options = { vocabSize, softCap, zLoss };
+          operations.crossEntropy(only, alone, bench.from(targets), 0, options);
+          operations.crossEntropy(both, overwritten, bench.from(targets), 0.25, options);
+          return { only, both, untouched: alone, gradient: overwritten };
+        };
+        const tolerance = { relative: 1e-5, absolute: 1e-6 };
+        verify(subject, run, { only: losses, both: losses, untouched: logits, gradient }, tolerance);
+      });
+    }
+
+    test("refuses a negative soft cap and a negative z-loss", () => {
+      const run = (options: object) => {
+        using losses = Tensor.zeros(device, [1]);
+        using logits = Tensor.zeros(device, [1, 4]);
+        using targets = Tensor.zeros(device, [1], "int32");
+        operations.crossEntropy(losses, logits, targets, 1, options);
+      };
+      expect(() => run({ softCap: -1 })).toThrow("soft_cap is -1; it must not be negative");
+      expect(() => run({ zLoss: -0.5 })).toThrow("z_loss is -0.5; it must not be negative");
+    });
 
     test("gradients of logits of ±9,984", () => {
       const most = 9984; // a bfloat16

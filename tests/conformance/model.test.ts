@@ -88,7 +88,8 @@ onEveryBackend((backend, device) => {
     const { whole: allowed, loss: allowedLoss } = tolerances[precision];
     const onModel = (golden: GoldenModel, test: (model: TransformerLM, length: number) => void) => {
       const [batchSize, length] = golden.inputs.shape;
-      using model = new TransformerLM(golden.config, { device, weights: golden.weights, batchSize, precision });
+      const { config, weights, zLoss } = golden;
+      using model = new TransformerLM(config, { device, weights, batchSize, precision, zLoss });
       test(model, length);
     };
 
@@ -130,6 +131,7 @@ onEveryBackend((backend, device) => {
             batchSize,
             precision,
             activations,
+            zLoss: golden.zLoss,
           });
           // Twice, with an evaluation in between, so that what lies in the shared buffers is another's.
           const losses = [0, 1, 2].map((i) => {
@@ -172,7 +174,8 @@ onEveryBackend((backend, device) => {
       test(`${name}: in a model planned for larger batches and after one, the same`, () => {
         const [batch, length] = inputs.shape;
         const config = { ...golden.config, contextLength: golden.config.contextLength + 5 };
-        using model = new TransformerLM(config, { device, weights: golden.weights, batchSize: batch + 2, precision });
+        const { weights, zLoss } = golden;
+        using model = new TransformerLM(config, { device, weights, batchSize: batch + 2, precision, zLoss });
         const rows = (batch + 2) * config.contextLength;
         const [other, next] = [1, 2].map((seed) => randomInts([rows], seed, config.vocabSize).data);
         model.lossAndGradients(other, next);
@@ -261,6 +264,20 @@ onEveryBackend((backend, device) => {
           const logits = decoder.forward(inputs.slice(i, i + 1));
           expectClose(logits, whole.slice(i * 19, (i + 1) * 19) as Float32Array, { absolute: 1e-5 }, `token ${i}`);
         }
+      }
+    }
+  });
+
+  test("gradients with a soft cap, a z-loss, and both; losses are without the z-loss", () => {
+    const sizes = { vocabSize: 19, contextLength: 6, dModel: 12, numLayers: 1, numHeads: 2, dFf: 7, ropeTheta: 50 };
+    const [inputs, targets] = [3, 4].map((seed) => randomInts([12], seed, sizes.vocabSize).data);
+    for (const tieEmbeddings of [false, true]) {
+      for (const [logitSoftCap, zLoss] of [
+        [0.7, 0],
+        [30, 0.1],
+        [0, 0.1],
+      ]) {
+        checkGradients(device, { ...sizes, tieEmbeddings, logitSoftCap }, inputs, targets, 2, zLoss);
       }
     }
   });
@@ -462,12 +479,14 @@ function checkGradients(
   inputs: Int32Array,
   targets: Int32Array,
   batch: number,
+  zLoss = 0,
 ): void {
   const weights = randomWeights(config, 10);
-  using model = new TransformerLM(config, { device, weights, batchSize: batch });
+  using model = new TransformerLM(config, { device, weights, batchSize: batch, zLoss });
   const precise = weightsInFloat64(weights);
-  const loss = () => lossOf(config, precise, inputs, targets, batch);
-  expectClose([model.lossAndGradients(inputs, targets)], [loss()], { relative: 1e-5 }, "loss");
+  const loss = () => lossOf(config, precise, inputs, targets, batch, zLoss);
+  const reported = lossOf(config, precise, inputs, targets, batch);
+  expectClose([model.lossAndGradients(inputs, targets)], [reported], { relative: 1e-5 }, "loss");
   const gradients = gradientsOf(model);
   expect(Object.keys(gradients).sort()).toEqual(Object.keys(weights).sort());
   Object.entries(gradients).forEach(([name, { shape, data }], i) => {

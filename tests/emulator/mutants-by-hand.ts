@@ -45,7 +45,7 @@ export const BY_HAND: Record<string, [before: string, after: string, kind: strin
     ["body.template at<1>(packs * N + index)", "body.template at<1>(packs * N)", "wrong address"],
   ],
   "cross_entropy.cu": [
-    ["const float wanted = threadIdx.x == 0 ? to_float(x[target]) : 0.0f;", "", "load dropped"],
+    ["const float wanted = threadIdx.x == 0 ? capped(to_float(x[target])) : 0.0f;", "", "load dropped"],
     ["const int single_at = count * N + first;", "const int single_at = count * N;", "wrong address"],
     ["(i == target ? gradient_scale : 0.0f)", "0.0f", "term dropped"],
     ["gradient(to_float(pack.values[k]), i * N + k)", "gradient(to_float(pack.values[k]), i * N)", "wrong address"],
@@ -61,7 +61,9 @@ export const BY_HAND: Record<string, [before: string, after: string, kind: strin
       "loop dropped",
     ],
     ["block_sum<THREADS>(sum, scratch[1])", "block_sum<THREADS>(sum, scratch[0])", "scratch used again too early"],
-    ["if (threadIdx.x == 0) losses[row] = logf", "losses[row] = logf", "written by every thread"],
+    ["if (threadIdx.x == 0) losses[row] = log_sum", "losses[row] = log_sum", "written by every thread"],
+    ["capped(block_max<THREADS>(most, scratch[0]))", "block_max<THREADS>(most, scratch[0])", "cap missing"],
+    ["2.0f * z_loss", "z_loss", "factor dropped"],
   ],
   "elementwise.cu": [
     ["i += SUM_THREADS) sum", "i += SUM_THREADS + 1) sum", "wrong stride"],

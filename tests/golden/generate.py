@@ -169,7 +169,9 @@ def language_model(tokens, w, config):
         x = block(x, w, config, f"layers.{i}.")
     if config.get("norm", "pre") != "none":
         x = F.rms_norm(x, (x.shape[-1],), w["ln_final.weight"], 1e-5)
-    return x @ w["token_embeddings.weight" if config.get("tieEmbeddings") else "lm_head.weight"].T
+    logits = x @ w["token_embeddings.weight" if config.get("tieEmbeddings") else "lm_head.weight"].T
+    cap = config.get("logitSoftCap", 0)
+    return cap * torch.tanh(logits / cap) if cap > 0 else logits
 
 
 def loss_of(logits, targets):
@@ -491,16 +493,18 @@ def schedule_cases():
 # -------------------------------------------------------------------------------------------------- models, trajectory
 
 
-def model_case(config, batch, length):
+def model_case(config, batch, length, z_loss=0.0):
+    """The loss is the cross-entropy; the gradients are also those of z_loss times the mean of log²Z."""
     weights = model_weights(config)
     tokens = integers(config["vocabSize"], batch, length + 1)
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     leaves = {name: weight.clone().requires_grad_() for name, weight in weights.items()}
     logits = language_model(inputs, leaves, config)
     loss = loss_of(logits, targets)
-    loss.backward()
+    (loss + z_loss * torch.logsumexp(logits, -1).square().mean()).backward()
     return {
         "config": config,
+        "zLoss": z_loss,
         "weights": weights,
         "inputs": inputs,
         "targets": targets,
@@ -633,3 +637,4 @@ if __name__ == "__main__":
     )
     save("models", models())
     save("trajectory", trajectory())
+    save("capped", {"soft cap and z-loss": model_case(SMALL | {"numLayers": 1, "logitSoftCap": 1.5}, 2, 16, z_loss=0.02)})

@@ -28,6 +28,7 @@ test("defaults", () => {
     position: "rope",
     ffn: "swiglu",
     qkNorm: false,
+    logitSoftCap: 0,
     tieEmbeddings: false,
   });
 });
@@ -52,6 +53,7 @@ describe("refuses", () => {
     [{ ropeFactor: Number.NaN }, "model.ropeFactor must be a number greater than 0, not NaN"],
     [{ ropeLowFreqFactor: 4 }, "model.ropeLowFreqFactor 4 must be less than model.ropeHighFreqFactor 4"],
     [{ ropeOriginalContext: 0.5 }, "model.ropeOriginalContext must be a whole number"],
+    [{ logitSoftCap: -1 }, "model.logitSoftCap must be a number ≥ 0, not -1"],
     [{ norm: "middle" }, "model.norm must be one of pre, post, none, not middle"],
     [{ position: "sine" }, "model.position must be one of rope, none, not sine"],
     [{ ffn: "relu" }, "model.ffn must be one of swiglu, silu, not relu"],

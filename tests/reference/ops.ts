@@ -230,8 +230,13 @@ export function multiHeadSelfAttention(
   return linear(weights.output, joined);
 }
 
-/** Mean over the rows of -log softmax(inputs)[target]; inputs [n, V], targets [n] */
-export function crossEntropy(inputs: Numeric, targets: Numeric): number {
+/** cap tanh(x / cap), elementwise */
+export function softCap(x: Numeric, cap: number): Array64 {
+  return { shape: [...x.shape], data: Float64Array.from(x.data, (value) => cap * Math.tanh(value / cap)) };
+}
+
+/** Mean over the rows of -log softmax(inputs)[target] + zLoss (log Σ exp inputs)²; inputs [n, V], targets [n] */
+export function crossEntropy(inputs: Numeric, targets: Numeric, zLoss = 0): number {
   const V = inputs.shape[inputs.shape.length - 1];
   const n = targets.data.length;
   let total = 0;
@@ -239,7 +244,7 @@ export function crossEntropy(inputs: Numeric, targets: Numeric): number {
     const logits = Array.from({ length: V }, (_, i) => inputs.data[row * V + i]);
     const maximum = Math.max(...logits);
     const logSum = maximum + Math.log(logits.reduce((sum, logit) => sum + Math.exp(logit - maximum), 0));
-    total += logSum - logits[targets.data[row]];
+    total += logSum - logits[targets.data[row]] + zLoss * logSum ** 2;
   }
   return total / n;
 }

@@ -16,6 +16,7 @@ import {
   type Numeric,
   rmsnorm,
   siluFeedForward,
+  softCap,
   swiglu,
   toFloat64,
 } from "./ops.ts";
@@ -41,6 +42,8 @@ export interface ModelConfig {
   position?: "rope" | "none";
   ffn?: "swiglu" | "silu";
   qkNorm?: boolean;
+  /** 0: none. */
+  logitSoftCap?: number;
   /** The head is the embedding table; there is no `lm_head.weight`. */
   tieEmbeddings?: boolean;
 }
@@ -63,6 +66,7 @@ export function withDefaults(config: ModelConfig): Required<ModelConfig> {
     position: config.position ?? "rope",
     ffn: config.ffn ?? "swiglu",
     qkNorm: config.qkNorm ?? false,
+    logitSoftCap: config.logitSoftCap ?? 0,
     tieEmbeddings: config.tieEmbeddings ?? false,
   };
 }
@@ -170,11 +174,12 @@ export function transformerLm(config: ModelConfig, weights: Weights, inIndices: 
   let x = embedding(named(weights, "token_embeddings.weight"), inIndices);
   for (let i = 0; i < config.numLayers; i++) x = transformerBlock(full, weights, x, `layers.${i}.`);
   if (full.norm !== "none") x = rmsnorm(named(weights, "ln_final.weight"), x, full.rmsNormEps);
-  return linear(named(weights, full.tieEmbeddings ? "token_embeddings.weight" : "lm_head.weight"), x);
+  const logits = linear(named(weights, full.tieEmbeddings ? "token_embeddings.weight" : "lm_head.weight"), x);
+  return full.logitSoftCap > 0 ? softCap(logits, full.logitSoftCap) : logits;
 }
 
 /**
- * Mean cross-entropy of the next tokens.
+ * Mean cross-entropy of the next tokens, and `zLoss` times the mean of log²Z.
  *
  * @param inputs token ids [batch · T], row-major
  * @param targets the ids to predict, in the same order
@@ -185,9 +190,10 @@ export function lossOf(
   inputs: ArrayLike<number>,
   targets: ArrayLike<number>,
   batch: number,
+  zLoss = 0,
 ): number {
   const logits = transformerLm(config, weights, { shape: [batch, inputs.length / batch], data: inputs });
-  return crossEntropy(logits, { shape: [targets.length], data: targets });
+  return crossEntropy(logits, { shape: [targets.length], data: targets }, zLoss);
 }
 
 function named(weights: Weights, name: string): Numeric {

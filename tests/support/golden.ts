@@ -116,6 +116,7 @@ export interface GoldenConfig {
   norm?: "pre" | "post" | "none";
   position?: "rope" | "none";
   ffn?: "swiglu" | "silu";
+  logitSoftCap?: number;
   tieEmbeddings?: boolean;
 }
 
@@ -131,7 +132,9 @@ export interface GoldenModel {
   logits: FloatArray;
   /** Mean cross-entropy. */
   loss: number;
-  /** Of the loss, by every weight. */
+  /** Default 0. */
+  zLoss?: number;
+  /** Of the loss and zLoss times the mean of log²Z, by every weight. */
   gradients: NamedArrays;
 }
 
@@ -175,7 +178,8 @@ export function goldenOperation<Name extends keyof OperationCases>(name: Name): 
 
 /** Every golden model, by name. */
 export function goldenModels(): Record<string, GoldenModel> {
-  return parse(readFileSync(pathOf("models"))) as Record<string, GoldenModel>;
+  const trees = ["models", "capped"].map((name) => parse(readFileSync(pathOf(name))));
+  return Object.assign({}, ...trees) as Record<string, GoldenModel>;
 }
 
 /** The golden training run. */

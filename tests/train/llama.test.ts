@@ -107,6 +107,7 @@ describe("config.json", () => {
   test("a model that is no Llama stays", () => {
     for (const [changes, message] of [
       [{ norm: "post" }, 'norm "post" is no Llama model, which has "pre"'],
+      [{ logitSoftCap: 30 }, "logitSoftCap 30 is no Llama model, which has 0"],
       [{ position: "none" }, 'position "none"'],
       [{ ffn: "silu" }, 'ffn "silu"'],
     ] as const) {

@@ -37,6 +37,8 @@ export interface ModelConfig {
   ffn?: "swiglu" | "silu";
   /** RMSNorm, without gains, of every head of queries and keys (Henry et al. 2020). */
   qkNorm?: boolean;
+  /** Logits become cap · tanh(logits / cap), between ±cap (Gemma 2, 2024, §2). Default 0: they are left alone. */
+  logitSoftCap?: number;
   /** One matrix for token embedding and output projection. */
   tieEmbeddings?: boolean;
 }
@@ -67,6 +69,7 @@ export function resolveModelConfig(config: ModelConfig): ResolvedModelConfig {
     position: config.position ?? "rope",
     ffn: config.ffn ?? "swiglu",
     qkNorm: config.qkNorm ?? false,
+    logitSoftCap: config.logitSoftCap ?? 0,
     tieEmbeddings: config.tieEmbeddings ?? false,
   };
   const sizes = ["vocabSize", "contextLength", "dModel", "numLayers", "numHeads", "numKeyValueHeads", "dFf"] as const;
@@ -97,6 +100,10 @@ export function resolveModelConfig(config: ModelConfig): ResolvedModelConfig {
     if (!(value > 0) || !Number.isFinite(value)) {
       throw new RangeError(`model.${name} must be a number greater than 0, not ${value}`);
     }
+  }
+  const { logitSoftCap } = resolved;
+  if (!(logitSoftCap >= 0) || !Number.isFinite(logitSoftCap)) {
+    throw new RangeError(`model.logitSoftCap must be a number ≥ 0, not ${logitSoftCap}`);
   }
   const { ropeLowFreqFactor: low, ropeHighFreqFactor: high } = resolved;
   if (!(low < high)) {

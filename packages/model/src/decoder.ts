@@ -196,6 +196,8 @@ export class Decoder implements Disposable {
       matmul(logits, features.slice(first, count), weight, { transposeB: true });
       logits.download(result.subarray(first * weight.rows, (first + count) * weight.rows));
     }
+    const cap = this.model.config.logitSoftCap;
+    if (cap > 0) for (let i = 0; i < result.length; i++) result[i] = cap * Math.tanh(result[i]! / cap);
     return result;
   }
 

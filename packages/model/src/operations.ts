@@ -334,16 +334,23 @@ export function softmax(output: Tensor, input: Tensor, outer: number, dim: numbe
   input.device.run("mantou_softmax", typeOf("softmax", { output, input }), outer, dim, inner, input, output);
 }
 
-/**
- * losses [rows]; where gradientScale is not 0, logits [rows, columns] become gradientScale · (softmax − onehot). Columns
- * from vocabSize on have no part in it; their gradient is 0.
- */
+/** What a loss is taken of, and what else is minimised; see `ModelConfig.logitSoftCap` and `TransformerOptions.zLoss`. */
+export interface CrossEntropyOptions {
+  /** Columns from here on have no part in it; their gradient is 0. Default: all. */
+  vocabSize?: number;
+  /** 0, the default: none. */
+  softCap?: number;
+  /** Changes the gradient alone. Default 0. */
+  zLoss?: number;
+}
+
+/** losses [rows]; where gradientScale is not 0, logits [rows, columns] become gradientScale · ∂(loss + zLoss · log²Z). */
 export function crossEntropy(
   losses: Tensor,
   logits: Tensor,
   targets: Tensor,
   gradientScale: number,
-  vocabSize = logits.columns,
+  { vocabSize = logits.columns, softCap = 0, zLoss = 0 }: CrossEntropyOptions = {},
 ): void {
   const { rows, columns, device } = logits;
   const isBatch = losses.count === rows && targets.count === rows && targets.dtype === "int32";
@@ -351,7 +358,8 @@ export function crossEntropy(
   check(fits, "cross-entropy", { losses, logits, targets });
   checkFloat32("cross-entropy", { losses });
   const type = typeOf("cross-entropy", { logits });
-  device.run("mantou_cross_entropy", type, rows, vocabSize, logits, columns, targets, gradientScale, losses);
+  const scalars = [softCap, zLoss, gradientScale] as const;
+  device.run("mantou_cross_entropy", type, rows, vocabSize, logits, columns, targets, ...scalars, losses);
 }
 
 /** result [2] = ‖gradients‖₂ and min(1, maxNorm / (norm + 1e-6)), the factor of torch's clip_grad_norm_. */

@@ -81,7 +81,7 @@ export const symbols = {
   mantou_attention_masked: status("context", "i32", I, I, I, I, I, "f32", P, P, P, P, P),
 
   mantou_softmax: status("context", "i32", I, I, I, P, P),
-  mantou_cross_entropy: status("context", "i32", I, I, P, I, P, "f32", P),
+  mantou_cross_entropy: status("context", "i32", I, I, P, I, P, "f32", "f32", "f32", P),
 
   mantou_gradient_norm_workspace: size(I),
   mantou_gradient_norm: status("context", I, P, "f32", "f32", P, P),

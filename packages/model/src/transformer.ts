@@ -32,6 +32,11 @@ export interface TransformerOptions {
   /** What the backward pass needs of the blocks is kept, or computed again to save memory. Default keep. */
   activations?: "keep" | "recompute";
   /**
+   * Times the mean of log²Z, Z a token's sum of exponentials: minimised along with the loss, it keeps logits from drifting
+   * (PaLM, Chowdhery et al. 2022, §5). Losses are without it. Default 0.
+   */
+  zLoss?: number;
+  /**
    * Rows of the output projection as the kernels see it, and so columns of the logits: a multiple of this, with zeros
    * past the vocabulary that leave no trace. Default: what suits the device.
    */
@@ -86,6 +91,7 @@ export class TransformerLM implements Disposable {
   readonly batchSize: number;
   readonly precision: Precision;
   readonly activations: "keep" | "recompute";
+  readonly zLoss: number;
   readonly store: ParameterStore;
   /** cos/sin table, or null without rotary position embedding. */
   readonly rope: Tensor | null;
@@ -102,6 +108,10 @@ export class TransformerLM implements Disposable {
     const { contextLength, dModel, numHeads, position } = this.config;
     if (options.weights) checkWeights(parameterGroups(this.config).flat(), options.weights);
     this.activations = options.activations ?? "keep";
+    this.zLoss = options.zLoss ?? 0;
+    if (!(this.zLoss >= 0 && Number.isFinite(this.zLoss))) {
+      throw new RangeError(`zLoss must be a number ≥ 0, not ${this.zLoss}`);
+    }
     this.precision = options.precision ?? "fp32";
     if (this.precision !== "fp32" && this.precision !== "bf16") {
       throw new RangeError(`precision must be fp32 or bf16, not ${String(this.precision)}`);
@@ -138,7 +148,7 @@ export class TransformerLM implements Disposable {
 
   /**
    * Mean cross-entropy in nats per token of `targets` given `inputs`, both [batch · length] row by row; adds the
-   * gradients, times `gradientScale`, to the parameters' `grad`.
+   * gradients (those of `zLoss` too), times `gradientScale`, to the parameters' `grad`.
    * @param length tokens per sequence, at most contextLength (the default)
    * @throws RangeError for a token that is not in the vocabulary or a batch that does not fit
    */
@@ -259,6 +269,7 @@ export class TransformerLM implements Disposable {
         ? recomputedBlocks(numLayers, activations, dModel, create)
         : Array.from({ length: numLayers }, (_, i) => create(i, activations));
     const head = store.padded(this.headParameter.name);
+    const loss = { vocabSize: config.vocabSize, softCap: config.logitSoftCap, zLoss: this.zLoss };
     return {
       activations,
       tokens: activations.keep([activations.rows], "int32"),
@@ -267,7 +278,7 @@ export class TransformerLM implements Disposable {
       blocks,
       lnFinal:
         config.norm === "none" ? null : new RMSNorm(store.get("ln_final.weight"), activations, config.rmsNormEps),
-      head: new Head(head.weight, head.dWeight, config.vocabSize, activations),
+      head: new Head(head.weight, head.dWeight, loss, activations),
     };
   }
 

@@ -54,6 +54,9 @@ const modelSchema = z
       .boolean()
       .default(false)
       .meta({ description: "normalise every head of queries and keys, without gains, which bounds the scores" }),
+    logitSoftCap: z.number().min(0).default(0).meta({
+      description: "logits become cap · tanh(logits / cap), between ±cap, in training and generation; 0: left alone",
+    }),
     tieEmbeddings: z.boolean().default(false).meta({ description: "use the token embedding as the output layer too" }),
   })
   .prefault({})
@@ -186,6 +189,10 @@ export const trainConfigSchema = z.strictObject({
     .min(0)
     .default(1)
     .meta({ group: "Training", description: "longest the gradient may be (L2 norm); 0: no clipping" }),
+  zLoss: z.number().min(0).default(0).meta({
+    group: "Training",
+    description: "times log²Z, Z a token's sum of exponentials, minimised beside the loss, which is shown without it",
+  }),
   onDivergence: z.enum(["stop", "skip"]).default("stop").meta({
     group: "Training",
     description:

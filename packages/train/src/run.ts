@@ -128,8 +128,8 @@ export function initialise(model: TransformerLM, path: string, warn: (message: s
 }
 
 /** How a run's config wants the model to be made. */
-export function modelOptions({ seed, microBatchSize, precision, activations }: SettledConfig) {
-  return { seed, batchSize: microBatchSize, precision, activations };
+export function modelOptions({ seed, microBatchSize, precision, activations, zLoss }: SettledConfig) {
+  return { seed, batchSize: microBatchSize, precision, activations, zLoss };
 }
 
 /** A trained model with its tokenizer, for generation and evaluation. */

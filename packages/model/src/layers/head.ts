@@ -3,7 +3,7 @@
  * the logits of a whole batch never exist; a chunk's gradient is written over its logits.
  */
 import type { Activations } from "../activations.ts";
-import { crossEntropy, matmul, sum } from "../operations.ts";
+import { type CrossEntropyOptions, crossEntropy, matmul, sum } from "../operations.ts";
 import { Tensor } from "../tensor.ts";
 
 /** About this many logits are alive at once (16 MB). */
@@ -15,11 +15,14 @@ export class Head {
   #dInput: Tensor;
   #loss: Tensor;
 
-  /** @param weight [at least vocabSize, dModel]; rows past the vocabulary are zeros and get no gradient */
+  /**
+   * @param weight [at least vocabSize, dModel]; rows past the vocabulary are zeros and get no gradient
+   * @param loss vocabSize, soft cap and z-loss
+   */
   constructor(
     readonly weight: Tensor,
     readonly dWeight: Tensor,
-    readonly vocabSize: number,
+    readonly loss: CrossEntropyOptions,
     activations: Activations,
   ) {
     const rows = Math.min(activations.rows, Math.max(64, Math.floor(CHUNK_ELEMENTS / weight.rows)));
@@ -41,7 +44,7 @@ export class Head {
       const [chunk, logits] = [x.slice(first, count), this.#logits.slice(0, count)];
       matmul(logits, chunk, this.weight, { transposeB: true });
       const losses = this.#losses.view([count], first);
-      crossEntropy(losses, logits, targets.view([count], first), gradientScale / rows, this.vocabSize);
+      crossEntropy(losses, logits, targets.view([count], first), gradientScale / rows, this.loss);
       if (gradientScale === 0) continue;
       matmul(dx.slice(first, count), logits, this.weight);
       matmul(this.dWeight, logits, chunk, { transposeA: true, accumulate: true });
