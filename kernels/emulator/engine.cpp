@@ -163,54 +163,67 @@ char* bottom_of(const Fiber* fiber) {
   return stacks + static_cast<size_t>(fiber - fibers) * (STACK_BYTES + PAGE) + PAGE;
 }
 
+// The walk over the lanes of the warp whose turn it is.
+unsigned first_of_warp, lane_at;
+uint32_t lane_start, lane_step;
+
+// The next lane in the walk that can run; null at its end.
+Fiber* next_lane() {
+  while (lane_at < 32) {
+    const unsigned index = first_of_warp + ((lane_start + lane_at++ * lane_step) & 31u);
+    if (index < thread_count && fibers[index].state == State::Ready) return &fibers[index];
+  }
+  return nullptr;
+}
+
 #if defined(__SANITIZE_ADDRESS__)
 const void* scheduler_bottom;
 size_t scheduler_size;
-#endif
 
-void enter(Fiber* fiber) {
-  running = fiber;
-  current = &fiber->position;
-#if defined(__SANITIZE_ADDRESS__)
-  void* fake = nullptr;
-  __sanitizer_start_switch_fiber(&fake, bottom_of(fiber), STACK_BYTES);
-  mantou_switch_stacks(&scheduler_stack, fiber->stack);
-  __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
-#else
-  mantou_switch_stacks(&scheduler_stack, fiber->stack);
-#endif
-  running = nullptr;
+// The first thing on a stack that is switched to; `fake` is what it had when it was left.
+void arrive(void* fake, bool from_scheduler) {
+  const void* bottom;
+  size_t size;
+  __sanitizer_finish_switch_fiber(fake, &bottom, &size);
+  if (from_scheduler) scheduler_bottom = bottom, scheduler_size = size;
 }
+bool from_scheduler;
+#endif
 
-void leave(bool forever) {
+// Leaves the running fiber, or the scheduler where none runs, for `next`, or the scheduler for null.
+void switch_to(Fiber* next, bool forever = false) {
+  void** const own = running ? &running->stack : &scheduler_stack;
 #if defined(__SANITIZE_ADDRESS__)
   void* fake = nullptr;
-  __sanitizer_start_switch_fiber(forever ? nullptr : &fake, scheduler_bottom, scheduler_size);
-  mantou_switch_stacks(&running->stack, scheduler_stack);
-  __sanitizer_finish_switch_fiber(fake, &scheduler_bottom, &scheduler_size);
-#else
+  from_scheduler = !running;
+  __sanitizer_start_switch_fiber(forever ? nullptr : &fake, next ? bottom_of(next) : scheduler_bottom,
+                                 next ? STACK_BYTES : scheduler_size);
+#endif
   (void)forever;
-  mantou_switch_stacks(&running->stack, scheduler_stack);
+  running = next;
+  if (next) current = &next->position;
+  mantou_switch_stacks(own, next ? next->stack : scheduler_stack);
+#if defined(__SANITIZE_ADDRESS__)
+  arrive(fake, from_scheduler);
 #endif
 }
 
 void wait_as(State state, const char* waiting, int line) {
-  Fiber* own = running;
-  own->state = state;
-  own->waiting = waiting;
-  own->line = line;
-  leave(false);
+  running->state = state;
+  running->waiting = waiting;
+  running->line = line;
+  switch_to(next_lane());
 }
 
 void fiber_main() {
 #if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_finish_switch_fiber(nullptr, &scheduler_bottom, &scheduler_size);
+  arrive(nullptr, from_scheduler);
 #endif
   kernel_body(kernel_closure);
   if (!running->copies.empty()) fail(0, "the thread ends with asynchronous copies that it has not waited for");
   running->state = State::Done;
   done_count++;
-  leave(true);
+  switch_to(next_lane(), true);
 }
 
 void prepare(unsigned index) {
@@ -220,9 +233,11 @@ void prepare(unsigned index) {
   fiber->state = State::Ready;
   fiber->committed = fiber->barriers = 0;
   fiber->copies.clear();
-  void** top = reinterpret_cast<void**>(bottom_of(fiber) + STACK_BYTES) - SAVED_WORDS;
+  // Stacks that all begin at one offset of a page would share a few sets of the first-level cache.
+  char* const end = bottom_of(fiber) + STACK_BYTES - index % 32 * 128;
+  void** top = reinterpret_cast<void**>(end) - SAVED_WORDS;
 #if defined(__SANITIZE_ADDRESS__)
-  __asan_unpoison_memory_region(bottom_of(fiber) + STACK_BYTES - PAGE, PAGE);  // the last fiber_main never returned
+  __asan_unpoison_memory_region(end - PAGE, PAGE);  // the last fiber_main never returned
 #endif
   for (size_t i = 0; i < SAVED_WORDS; i++) top[i] = nullptr;
   top[RETURN_WORD] = reinterpret_cast<void*>(fiber_main);
@@ -474,18 +489,14 @@ void run_block() {
     bool progress = false;
     for (unsigned w = warp_count; w > 1; w--) std::swap(order[w - 1], order[random_numbers.below(w)]);
     for (unsigned w = 0; w < warp_count && !failed; w++) {
-      bool again = true;
-      while (again && !failed) {
-        again = false;
-        const uint32_t random = random_numbers.next(), step = random >> 8 | 1u;
-        for (unsigned i = 0; i < 32 && !failed; i++) {
-          const unsigned index = order[w] * 32 + ((random + i * step) & 31u);
-          if (index >= thread_count || fibers[index].state != State::Ready) continue;
-          enter(&fibers[index]);
-          progress = again = true;
-        }
-        if (random >> 29 == 0) break;  // now and then another warp overtakes
-      }
+      first_of_warp = order[w] * 32;
+      do {
+        lane_start = random_numbers.next(), lane_step = lane_start >> 8 | 1u, lane_at = 0;
+        Fiber* const first = next_lane();
+        if (!first) break;
+        progress = true;
+        switch_to(first);
+      } while (!failed && lane_start >> 29 != 0);  // now and then another warp overtakes
     }
     if (!progress && !failed) report_deadlock();
   }
@@ -504,7 +515,7 @@ void fail(int line, const char* format, ...) {
   va_start(arguments, format);
   record(format, arguments, line);
   va_end(arguments);
-  leave(true);
+  switch_to(nullptr, true);
   __builtin_unreachable();
 }
 
@@ -680,6 +691,8 @@ using namespace emulator;
 
 void __syncwarp(uint32_t mask, int line) {
   collective(mask, "__syncwarp", line, nullptr, [](void* const*, uint32_t all, int) {
+    (void)all;
+#if defined(MANTOU_RACE_CHECKER)
     Warp& warp = own_warp();
     unsigned latest[32] = {};
     warp.time++;
@@ -690,6 +703,7 @@ void __syncwarp(uint32_t mask, int line) {
       if (all >> b & 1u) latest[b] = warp.time;
     for (unsigned a = 0; a < 32; a++)
       if (all >> a & 1u) std::memcpy(warp.known[a], latest, sizeof latest);
+#endif
   });
 }
 
