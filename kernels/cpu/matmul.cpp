@@ -38,14 +38,15 @@ constexpr int64_t FEW_ROWS = 4;
 template <int WIDTH, typename In>
 void pack_rows(int64_t rows, int64_t k, const In* from, int64_t stride, float* packed) {
   static_assert(WIDTH < LANES || WIDTH % LANES == 0, "a spill must not hit another group of rows");
+  constexpr int GROUP = WIDTH < LANES ? WIDTH : LANES;
   for (int64_t r = 0; r < rows; r += LANES) {
-    const int64_t group = smaller(LANES, rows - r);
+    const int64_t group = smaller(GROUP, rows - r);
     for (int64_t p = 0; p < k; p += LANES) {
       const int64_t steps = smaller(LANES, k - p);
       const In* corner = from + r * stride + p;
       Vector block[LANES];
-      if (group == LANES && steps == LANES) {
-        MANTOU_UNROLL for (int i = 0; i < LANES; i++) block[i] = load(corner + i * stride);
+      if (group == GROUP && steps == LANES) {
+        MANTOU_UNROLL for (int i = 0; i < LANES; i++) block[i] = i < GROUP ? load(corner + i * stride) : Vector{};
       } else {
         for (int64_t i = 0; i < LANES; i++) block[i] = i < group ? load(corner + i * stride, Part{steps}) : Vector{};
       }
@@ -88,6 +89,20 @@ void pack_b(const Product& product, int64_t column, int64_t columns, int64_t p, 
 
 // ---- one thread's rectangle -----------------------------------------------------------------------------------------
 
+// Of a last panel of so few columns a tile would leave most lanes idle. A strip fits into one vector on most targets, so
+// that its rows can take the lanes instead.
+constexpr int64_t NARROW = MR <= LANES ? MR / 2 : 0;
+
+// C [rows, columns] (+)= strip^T panel, with columns <= NARROW. Reads the strip up to a vector from its last row on.
+void narrow_tile(int64_t rows, int64_t columns, int64_t depth, const float* strip, const float* panel, float* c,
+                 int64_t ldc, bool accumulate) {
+  alignas(64) float sums[(NARROW + 1) * LANES];
+  tile(columns, LANES, depth, panel, NR, strip, MR, sums, LANES, false);
+  for (int64_t r = 0; r < rows; r++)
+    for (int64_t j = 0; j < columns; j++)
+      c[r * ldc + j] = accumulate ? c[r * ldc + j] + sums[j * LANES + r] : sums[j * LANES + r];
+}
+
 // Rows [m0, m1) and columns [n0, n1) of C.
 template <typename In>
 void multiply_rectangle(const Product<In, float>& product, int64_t m0, int64_t m1, int64_t n0, int64_t n1, float* scratch) {
@@ -109,9 +124,12 @@ void multiply_rectangle(const Product<In, float>& product, int64_t m0, int64_t m
           const int64_t rows = smaller(MR, i1 - i);
           float* const strip = packed_a + (i - i0) * depth;
           if (j0 == n0) pack_a(product, i, rows, p, depth, strip);
-          for (int64_t j = j0; j < j1; j += NR)
-            tile(rows, smaller(NR, j1 - j), depth, strip, MR, packed_b + (j - j0) * depth, NR,
-                 product.c + i * product.ldc + j, product.ldc, accumulate);
+          for (int64_t j = j0; j < j1; j += NR) {
+            const float* const panel = packed_b + (j - j0) * depth;
+            float* const c = product.c + i * product.ldc + j;
+            if (j1 - j <= NARROW) narrow_tile(rows, j1 - j, depth, strip, panel, c, product.ldc, accumulate);
+            else tile(rows, smaller(NR, j1 - j), depth, strip, MR, panel, NR, c, product.ldc, accumulate);
+          }
         }
       }
     }

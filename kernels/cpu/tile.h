@@ -90,8 +90,11 @@ inline void tile(int64_t rows, int64_t cols, int64_t k, const float* a, int64_t 
   // The ragged edge: through a buffer, so that C is touched only where it is.
   alignas(64) float edge[MR * NR];
   kernel(k, a, a_stride, b, b_stride, edge, NR, false);
-  for (int64_t r = 0; r < rows; r++)
-    for (int64_t j = 0; j < cols; j++) c[r * ldc + j] = accumulate ? c[r * ldc + j] + edge[r * NR + j] : edge[r * NR + j];
+  for (int64_t r = 0; r < rows; r++, c += ldc)
+    for_vectors(cols, [&](int64_t j, auto part) {
+      const Vector sum = load(edge + r * NR + j, part);
+      store(c + j, accumulate ? load(c + j, part) + sum : sum, part);
+    });
 }
 
 // ---- transposition --------------------------------------------------------------------------------------------------

@@ -124,20 +124,34 @@ struct Part {
   int64_t count;
 };
 
+#if defined(__AVX512F__)
+inline __mmask16 first_lanes(Part part) { return static_cast<__mmask16>((1u << part.count) - 1); }
+#endif
+
 // `rest` fills the lanes past a part.
 inline Vector load(const float* from, Whole, float = 0.0f) { return load(from); }
 inline Vector load(const float* from, Part part, float rest = 0.0f) {
+#if defined(__AVX512F__)
+  return (Vector)_mm512_mask_loadu_ps((__m512)splat(rest), first_lanes(part), from);
+#else
   Vector value = splat(rest);
   std::memcpy(&value, from, static_cast<size_t>(part.count) * sizeof(float));
   return value;
+#endif
 }
 
 inline Vector load(const bfloat16* from, Whole, float = 0.0f) { return load(from); }
 inline Vector load(const bfloat16* from, Part part, float rest = 0.0f) {
+#if defined(__AVX512F__)
+  const __m256i others = _mm256_set1_epi16(static_cast<short>(to_bfloat16(rest).bits));
+  const __m256i bits = _mm256_mask_loadu_epi16(others, first_lanes(part), from);
+  return (Vector)((BitsVector)_mm512_maskz_cvtepu16_epi32(ALL, bits) << 16);
+#else
   bfloat16 elements[LANES];
   for (bfloat16& element : elements) element = to_bfloat16(rest);
   std::memcpy(elements, from, static_cast<size_t>(part.count) * sizeof(bfloat16));
   return load(elements);
+#endif
 }
 
 template <typename T>
@@ -146,9 +160,18 @@ inline void store(T* to, Vector value, Whole) {
 }
 template <typename T>
 inline void store(T* to, Vector value, Part part) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>) {
+    _mm512_mask_storeu_ps(to, first_lanes(part), (__m512)value);
+  } else {
+    const __m256i bits = _mm512_maskz_cvtepi32_epi16(ALL, (__m512i)(round_to_bfloat16(value) >> 16));
+    _mm256_mask_storeu_epi16(to, first_lanes(part), bits);
+  }
+#else
   T elements[LANES];
   store(elements, value);
   std::memcpy(to, elements, static_cast<size_t>(part.count) * sizeof(T));
+#endif
 }
 
 // Calls body(element) with an element of the type that `dtype` stands for, so that the body is compiled for each type.
