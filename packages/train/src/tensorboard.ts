@@ -47,7 +47,7 @@ function float(field: number, value: number): number[] {
   return [(field << 3) | 5, ...new Uint8Array(Float32Array.of(value).buffer)];
 }
 
-/** How a metric is called in TensorBoard: groups become sections. */
+/** How a metric is called in TensorBoard and on W&B: groups become sections. */
 const TAGS: Partial<Record<keyof StepMetrics, string>> = {
   loss: "loss/train",
   valLoss: "loss/validation",
@@ -69,14 +69,19 @@ export function fileVersionEvent(wallTime: number): Uint8Array {
   return record(Uint8Array.from([...double(1, wallTime), ...lengthDelimited(3, version)]));
 }
 
-/** One step as an event. `wallTime`: seconds. */
-export function metricsEvent(metrics: StepMetrics, wallTime: number): Uint8Array {
+/** The numbers of a step under those names. */
+export function scalarsOf(metrics: StepMetrics): [tag: string, value: number][] {
   const scalars: [string, number][] = Object.entries(TAGS).flatMap(([key, tag]) => {
     const value = metrics[key as keyof StepMetrics];
     return typeof value === "number" ? [[tag, value]] : [];
   });
   for (const [name, norm] of Object.entries(metrics.norms ?? {})) scalars.push([`norms/${name}`, norm]);
-  const values = scalars.flatMap(([tag, value]) => {
+  return scalars;
+}
+
+/** One step as an event. `wallTime`: seconds. */
+export function metricsEvent(metrics: StepMetrics, wallTime: number): Uint8Array {
+  const values = scalarsOf(metrics).flatMap(([tag, value]) => {
     const message = [...lengthDelimited(1, new TextEncoder().encode(tag)), ...float(2, value)];
     return lengthDelimited(1, message);
   });

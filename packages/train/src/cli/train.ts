@@ -23,6 +23,7 @@ import { profileTable } from "../terminal/profile.ts";
 import { ProgressBar } from "../terminal/progress.ts";
 import { type Style, styleFor, widthOf } from "../terminal/style.ts";
 import { type Outcome, train } from "../trainer.ts";
+import { WandbLog } from "../wandb.ts";
 import { runCommand } from "./command.ts";
 import { formatConfig } from "./config-summary.ts";
 import { type Command, parseFlags } from "./options.ts";
@@ -38,6 +39,11 @@ const watchOptions = z.strictObject({
     .max(65535)
     .default(6060)
     .meta({ group: "Watch", description: "port of the dashboard; 0: any that is free" }),
+  wandb: z.string().min(1).optional().meta({
+    group: "Watch",
+    description: "log to this Weights & Biases project too; needs Python with wandb (MANTOU_PYTHON names one)",
+    placeholder: "PROJECT",
+  }),
 });
 
 /** The first two steps touch memory for the first time. */
@@ -76,6 +82,7 @@ const command: Command = {
     "bun run train --init runs/tiny --data other.txt --lr 3e-4",
     "bun run train --preset tinystories-17m --device cuda --plan",
     "bun run train --watch",
+    "bun run train --wandb my-project",
     "bun run train --resume runs/tiny",
   ],
 };
@@ -97,11 +104,12 @@ await runCommand(async (argv) => {
     profile,
     ...others
   } = given as Record<string, unknown> & Record<string, string>;
-  const { watch: asked, watchPort: askedPort, ...flags } = others as Record<string, unknown>;
-  const { watch, watchPort } = validate(watchOptions, { watch: asked, watchPort: askedPort });
+  const { watch: asked, watchPort: askedPort, wandb: askedProject, ...flags } = others as Record<string, unknown>;
+  const watching = { watch: asked, watchPort: askedPort, wandb: askedProject };
+  const { watch, watchPort, wandb: project } = validate(watchOptions, watching);
   if (resume !== undefined && (preset ?? file ?? plan ?? Object.keys(flags)[0]) !== undefined) {
     throw new UserError(
-      "--resume goes on with the run's own config and takes no other flag but --watch and --profile",
+      "--resume goes on with the run's own config and takes no other flag but --watch, --wandb and --profile",
       {
         fix: `bun run train --resume ${resume}`,
       },
@@ -149,6 +157,9 @@ await runCommand(async (argv) => {
 
   using dashboard = watch ? await watchRun(run, watchPort) : null;
   if (dashboard !== null) say(`${style.bold("watch")}   ${dashboard.url}\n`);
+  const onWarning = (message: string) => bar.print(`${style.color("yellow", "warning")}: ${message}`);
+  const wandb = project === undefined ? null : await WandbLog.start(run, config, { project, onWarning });
+  if (wandb !== null) say(`${style.bold("wandb")}   ${wandb.where}\n`);
 
   const stop = new AbortController();
   const onSignal = () => stop.abort();
@@ -173,7 +184,9 @@ await runCommand(async (argv) => {
         first = step;
         say(`resuming after step ${step}`);
       },
-      onStep({ step, loss, lr, tokensPerSecond }) {
+      onStep(metrics) {
+        const { step, loss, lr, tokensPerSecond } = metrics;
+        wandb?.log(metrics);
         const values = { loss: loss.toFixed(3), lr: lr.toExponential(1), "tok/s": formatCount(tokensPerSecond) };
         if (profile) profileStep(step);
         bar.update(step, Number.isNaN(valLoss) ? values : { ...values, val: valLoss.toFixed(3) });
@@ -191,15 +204,14 @@ await runCommand(async (argv) => {
         bar.finish();
         bar = new ProgressBar({ total: config.steps, start: step });
       },
-      onWarning(message) {
-        bar.print(`${style.color("yellow", "warning")}: ${message}`);
-      },
+      onWarning,
     },
     stop.signal,
   ).catch((error: unknown) => {
     throw explained(error, config);
   });
   bar.finish();
+  await wandb?.finish();
   process.off("SIGINT", onSignal).off("SIGTERM", onSignal);
   if (outcome.stopped) writeReport(run);
   report(outcome, run, say);
