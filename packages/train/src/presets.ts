@@ -19,7 +19,7 @@ export const presets: Record<string, PartialConfig> = {
     tokenizer: { vocabSize: 1024 },
     model: { contextLength: 256, dModel: 128, numLayers: 4, numHeads: 4 },
     batchSize: 8,
-    steps: 1400,
+    steps: 2200,
     lr: 3e-3,
     evalInterval: 200,
     sampleInterval: 400,

@@ -1,5 +1,6 @@
 /** Training in this process, for tests that look inside: a small model on data in memory. */
-import { mkdtempSync } from "node:fs";
+import { afterAll } from "bun:test";
+import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type Device, TransformerLM, openDevice, uniform } from "@mantou/model";
@@ -16,6 +17,14 @@ import { RunDirectory } from "../../../packages/train/src/run.ts";
 import { type TrainerEvents, type TrainerOptions, train } from "../../../packages/train/src/trainer.ts";
 
 export const device = openDevice("cpu", { threads: 1 });
+
+const made: string[] = [];
+afterAll(() => made.splice(0).forEach((directory) => rmSync(directory, { recursive: true, force: true })));
+
+function newDirectory(): RunDirectory {
+  made.push(mkdtempSync(join(tmpdir(), "mantou-training-")));
+  return new RunDirectory(made.at(-1)!);
+}
 
 /** Bytes only. */
 export const tokenizer = Tokenizer.train([], { vocabSize: 257, specialTokens: ["<|endoftext|>"] });
@@ -58,7 +67,7 @@ export interface TrainingRun {
 
 /** Trains a fresh model, in a new directory unless one is given, and tells what came out. */
 export async function trainSmall({ directory, config = smallConfig(), data, events, on = device }: TrainingRun = {}) {
-  const run = directory ?? new RunDirectory(mkdtempSync(join(tmpdir(), "mantou-training-")));
+  const run = directory ?? newDirectory();
   using model = new TransformerLM(config.model, { device: on, seed: config.seed, batchSize: config.microBatchSize });
   const stop = new AbortController();
   const options: TrainerOptions = {
