@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { type ModelConfig, SafetensorsFile, fromFloat16, openDevice, resolveModelConfig } from "@mantou/model";
 import { safetensorsChunks, writeAtomically } from "@mantou/model";
 import { Tokenizer } from "@mantou/tokenizer";
+import { loadTokenizer } from "@mantou/tokenizer/files";
 import { toHuggingFace } from "@mantou/tokenizer/formats";
 import fc from "fast-check";
 import { UserError } from "../../packages/train/src/errors.ts";
@@ -222,11 +223,55 @@ describe("export and import", () => {
     expect(readFileSync(place.path("again/model.safetensors"))).toEqual(readFileSync(join(hf, "model.safetensors")));
   });
 
+  test("in shards: none larger than asked for but with a tensor that is, and the same weights in again", async () => {
+    const [out, back] = [place.path("shards"), place.path("runs/from-shards")];
+    const argv = ["--run", run, "--format", "hf", "--out", out, "--max-shard-size", "20KB"];
+    const { stdout } = await place.succeed("export", ...argv);
+    const { metadata, weight_map: places } = JSON.parse(
+      readFileSync(join(out, "model.safetensors.index.json"), "utf8"),
+    ) as { metadata: { total_size: number }; weight_map: Record<string, string> };
+    const names = [...new Set(Object.values(places))];
+    expect(names.length).toBeGreaterThan(2);
+    expect(names[0]).toBe(`model-00001-of-${String(names.length).padStart(5, "0")}.safetensors`);
+    expect(existsSync(join(out, "model.safetensors"))).toBe(false);
+    let total = 0;
+    for (const name of names) {
+      expect(stdout).toContain(name);
+      using file = new SafetensorsFile(join(out, name));
+      const sizes = [...file.tensors.values()].map(({ begin, end }) => end - begin);
+      const bytes = sizes.reduce((a, b) => a + b, 0);
+      expect(sizes.length === 1 || bytes <= 20_000).toBe(true);
+      total += bytes;
+      for (const tensor of file.tensors.keys()) expect(places[tensor]).toBe(name);
+    }
+    expect(metadata.total_size).toBe(total);
+    await place.succeed("import", "--from", out, "--out", back, "--context-length", "16");
+    await place.succeed("export", "--run", back, "--format", "hf", "--out", place.path("whole"));
+    expect(readFileSync(place.path("whole/model.safetensors"))).toEqual(readFileSync(join(hf, "model.safetensors")));
+  });
+
+  test("a tokenizer that is refused can be replaced by another one", async () => {
+    const other = place.path("other");
+    cpSync(hf, other, { recursive: true });
+    const json = JSON.parse(readFileSync(join(hf, "tokenizer.json"), "utf8"));
+    json.model.byte_fallback = true;
+    writeFileSync(join(other, "tokenizer.json"), JSON.stringify(json));
+    const out = place.path("runs/replaced");
+    const refused = await place.run("import", "--from", other, "--out", out);
+    expect([refused.code, refused.stderr]).toEqual([2, expect.stringContaining("byte_fallback")]);
+    expect(refused.stderr).toContain("--tokenizer");
+    const argv = ["--from", other, "--out", out, "--tokenizer", join(hf, "tokenizer.json")];
+    const { stdout } = await place.succeed("import", ...argv);
+    expect(stdout).toContain("not the tokenizer that the model was trained with");
+    expect(loadTokenizer(join(out, "tokenizer.json")).hash).toBe(loadTokenizer(join(run, "tokenizer.json")).hash);
+  });
+
   test("nothing is written over, and what cannot be is refused first", async () => {
     for (const [argv, message] of [
       [["export", "--run", run, "--format", "hf", "--out", hf], "exists already"],
       [["export", "--run", run, "--format", "hf", "--out", place.path("x"), "--dtype", "q8_0"], "has no --dtype q8_0"],
       [["export", "--run", run, "--format", "gguf", "--out", place.path("no/x.gguf")], "there is no directory"],
+      [["export", "--run", run, "--format", "hf", "--out", place.path("x"), "--max-shard-size", "5"], "5GB"],
       [["export", "--run", run, "--format", "onnx", "--out", place.path("x")], "it must be hf or gguf"],
       [["export", "--run", place.path("none"), "--format", "hf", "--out", place.path("x")], "there is no run"],
       [["import", "--from", place.path("none")], "is no directory"],

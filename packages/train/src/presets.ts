@@ -7,6 +7,25 @@
 
 import type { PartialConfig } from "./config-schema.ts";
 
+/** What presets for a GPU have in common. */
+const onGpu = { evalInterval: 500, sampleInterval: 1000, sampleTokens: 256, checkpointInterval: 1000 };
+
+/** The model of the Stanford CS336 handout (assignment 1, §7.2): 17M parameters besides the token embedding. */
+const handout = {
+  ...onGpu,
+  model: { contextLength: 256, dModel: 512, numLayers: 4, numHeads: 16, dFf: 1344, ropeTheta: 10000 },
+  batchSize: 64,
+  steps: 20000,
+  lr: 1e-3,
+};
+
+/** GPT-2's context, vocabulary and tied embeddings. */
+const gpt2 = (sizes: { dModel: number; numLayers: number; numHeads: number; dFf: number }) => ({
+  ...onGpu,
+  tokenizer: { vocabSize: 50257 },
+  model: { contextLength: 1024, ...sizes, tieEmbeddings: true },
+});
+
 /** What `train` uses when no preset is named, also under a config file or `--data`. */
 export const defaultPreset = "tiny";
 
@@ -56,34 +75,11 @@ export const presets: Record<string, PartialConfig> = {
     checkpointInterval: 100,
   },
 
-  /**
-   * The model of the Stanford CS336 handout (assignment 1, §7.2) for the TinyStories data: 17M parameters besides the
-   * token embedding, 327.68M tokens (20,000 steps of 64 × 256). Meant for a GPU.
-   */
-  "tinystories-17m": {
-    tokenizer: { vocabSize: 10000 },
-    model: { contextLength: 256, dModel: 512, numLayers: 4, numHeads: 16, dFf: 1344, ropeTheta: 10000 },
-    batchSize: 64,
-    steps: 20000,
-    lr: 1e-3,
-    evalInterval: 500,
-    sampleInterval: 1000,
-    sampleTokens: 256,
-    checkpointInterval: 1000,
-  },
+  /** The handout's experiment on TinyStories: 327.68M tokens (20,000 steps of 64 × 256). Meant for a GPU. */
+  "tinystories-17m": { ...handout, tokenizer: { vocabSize: 10000 } },
 
   /** The same model for the handout's OpenWebText experiment (§7.4): 32k ids, as many steps. Meant for a GPU. */
-  "owt-17m": {
-    tokenizer: { vocabSize: 32000 },
-    model: { contextLength: 256, dModel: 512, numLayers: 4, numHeads: 16, dFf: 1344, ropeTheta: 10000 },
-    batchSize: 64,
-    steps: 20000,
-    lr: 1e-3,
-    evalInterval: 500,
-    sampleInterval: 1000,
-    sampleTokens: 256,
-    checkpointInterval: 1000,
-  },
+  "owt-17m": { ...handout, tokenizer: { vocabSize: 32000 } },
 
   /**
    * The sizes of GPT-2 (Radford et al. 2019) with this model's RMSNorm, RoPE and SwiGLU, and the schedule that llm.c
@@ -91,36 +87,24 @@ export const presets: Record<string, PartialConfig> = {
    * et al. 2020, table 2.1) at about these sizes. All are meant for a GPU and for `--data` of their own.
    */
   "gpt2-124m": {
-    tokenizer: { vocabSize: 50257 },
-    model: { contextLength: 1024, dModel: 768, numLayers: 12, numHeads: 12, dFf: 2048, tieEmbeddings: true },
+    ...gpt2({ dModel: 768, numLayers: 12, numHeads: 12, dFf: 2048 }),
     batchSize: 512,
     steps: 19073,
     lr: 6e-4,
     evalInterval: 250,
-    sampleInterval: 1000,
-    sampleTokens: 256,
-    checkpointInterval: 1000,
   },
   "350m": {
-    tokenizer: { vocabSize: 50257 },
-    model: { contextLength: 1024, dModel: 1024, numLayers: 24, numHeads: 16, dFf: 2752, tieEmbeddings: true },
+    ...gpt2({ dModel: 1024, numLayers: 24, numHeads: 16, dFf: 2752 }),
     batchSize: 512,
     steps: 60000,
     lr: 3e-4,
-    evalInterval: 500,
     sampleInterval: 2000,
-    sampleTokens: 256,
-    checkpointInterval: 1000,
   },
   "1.5b": {
-    tokenizer: { vocabSize: 50257 },
-    model: { contextLength: 1024, dModel: 1600, numLayers: 48, numHeads: 25, dFf: 4288, tieEmbeddings: true },
+    ...gpt2({ dModel: 1600, numLayers: 48, numHeads: 25, dFf: 4288 }),
     batchSize: 1024,
     steps: 32000,
     lr: 2e-4,
-    evalInterval: 500,
     sampleInterval: 2000,
-    sampleTokens: 256,
-    checkpointInterval: 1000,
   },
 };

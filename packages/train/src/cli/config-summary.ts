@@ -3,17 +3,21 @@
  * set himself with its origin, and each automatic choice with its reason.
  */
 
-import type { ResolvedConfig } from "../config.ts";
-import { trainConfigSchema } from "../config.ts";
+import { type ResolvedConfig, type TrainConfig, trainConfigSchema } from "../config.ts";
 import { fieldsOf, flagOf, flatten, type Origin } from "../schema.ts";
 import { formatTable } from "../terminal/format.ts";
 import { plainStyle, type Style, wrap } from "../terminal/style.ts";
 
-/** A block of lines of at most `width` columns where words allow it, without a final newline. */
+/**
+ * A block of lines of at most `width` columns where words allow it, without a final newline. Settings that mean nothing
+ * beside the others are left out unless the user gave them.
+ */
 export function formatConfig(resolved: ResolvedConfig, width = 100, style: Style = plainStyle): string {
   const { config, choices, origins, preset } = resolved;
   const values = flatten(config);
   for (const { path, value } of choices) values.set(path, value);
+  const isOwn = (path: string) => ["flag", "file"].includes(origins.get(path)?.kind ?? "default");
+  for (const path of idleSettings(config)) if (!isOwn(path)) values.delete(path);
   const groups = new Map<string, string[]>();
   for (const { path, group } of fieldsOf(trainConfigSchema)) {
     if (!values.has(path)) continue;
@@ -48,9 +52,23 @@ export function formatConfig(resolved: ResolvedConfig, width = 100, style: Style
   );
   section(
     "chosen automatically",
-    choices.map(({ path, value, reason }) => [path, String(value), reason]),
+    choices.filter(({ path }) => values.has(path)).map(({ path, value, reason }) => [path, String(value), reason]),
   );
   return lines.join("\n");
+}
+
+/** Paths of settings that mean nothing beside the others. */
+function idleSettings({ schedule, optimizer, model }: TrainConfig): string[] {
+  const idle = [];
+  if (schedule !== "wsd") idle.push("decaySteps");
+  if (schedule === "constant") idle.push("minLr");
+  if (optimizer !== "muon") idle.push("muonMomentum");
+  if (model.position === "none") idle.push("model.ropeTheta", "model.ropeScaling");
+  if (model.ropeScaling === "none") idle.push("model.ropeFactor");
+  if (model.ropeScaling !== "llama3") {
+    idle.push("model.ropeLowFreqFactor", "model.ropeHighFreqFactor", "model.ropeOriginalContext");
+  }
+  return idle;
 }
 
 function showPlain(value: unknown): string {

@@ -1,6 +1,6 @@
 /**
  * `bun run export`: a trained run as a Hugging Face directory or as a GGUF file for llama.cpp.
- * Usage: bun run export --run runs/NAME --format hf|gguf --out PATH [--dtype f32|f16|bf16|q8_0]
+ * Usage: bun run export --run runs/NAME --format hf|gguf --out PATH [--dtype f32|f16|bf16|q8_0] [--max-shard-size 5GB]
  */
 import { existsSync, readdirSync, statSync } from "node:fs";
 import { dirname, join } from "node:path";
@@ -23,7 +23,18 @@ const options = z.strictObject({
     .enum(["auto", "f32", "f16", "bf16", "q8_0"])
     .default("auto")
     .meta({ description: "number format of the weights; auto: f32 for hf, f16 for gguf; q8_0 is gguf's alone" }),
+  maxShardSize: z
+    .string()
+    .regex(/^[1-9]\d*(\.\d+)?[KMG]B$/)
+    .default("5GB")
+    .meta({
+      description: "hf: weights beyond it go into several files with an index",
+      placeholder: "SIZE",
+      expects: "a size such as 500MB or 5GB",
+    }),
 });
+
+const UNITS: Record<string, number> = { K: 1e3, M: 1e6, G: 1e9 };
 
 const command: Command<typeof options> = {
   usage: "bun run export",
@@ -36,7 +47,7 @@ const command: Command<typeof options> = {
 };
 
 await runCommand((argv) => {
-  const { run, format, out, dtype } = parseOptions(command, argv).options;
+  const { run, format, out, dtype, maxShardSize } = parseOptions(command, argv).options;
   checkTarget(out, format);
   using device = openDevice("cpu", { threads: 1 });
   const load = () => loadRun(run, device, (message) => console.error(`warning: ${message}`));
@@ -44,7 +55,10 @@ await runCommand((argv) => {
     const chosen = dtype === "auto" ? "f32" : dtype;
     if (!isKey(HF_DTYPES, chosen)) throw wrongDtype(format, dtype, HF_DTYPES);
     const loaded = load();
-    const files = exportHuggingFace(out, loaded.model, loaded.tokenizer, chosen);
+    const files = exportHuggingFace(out, loaded.model, loaded.tokenizer, {
+      dtype: chosen,
+      maxShardBytes: Number.parseFloat(maxShardSize) * UNITS[maxShardSize.at(-2)!]!,
+    });
     report(
       loaded,
       files.map((name) => join(out, name)),

@@ -1,6 +1,6 @@
 /**
  * `bun run import`: a Llama-architecture checkpoint in Hugging Face's form as a run.
- * Usage: bun run import --from DIR [--out runs/NAME] [--context-length N]
+ * Usage: bun run import --from DIR [--out runs/NAME] [--tokenizer FILE] [--context-length N]
  */
 import { existsSync, statSync } from "node:fs";
 import { basename, join, resolve } from "node:path";
@@ -28,6 +28,10 @@ const options = z.strictObject({
     .min(1)
     .optional()
     .meta({ description: "directory of the run to make; default: runs/NAME after --from", placeholder: "DIR" }),
+  tokenizer: z.string().min(1).optional().meta({
+    description: "another tokenizer.json than the checkpoint's, whose ids the model has yet to learn",
+    placeholder: "FILE",
+  }),
   contextLength: z
     .union([z.int().min(1), z.literal("auto")])
     .default("auto")
@@ -42,7 +46,7 @@ const command: Command<typeof options> = {
 };
 
 await runCommand((argv) => {
-  const { from, out, contextLength: asked } = parseOptions(command, argv).options;
+  const { from, out, tokenizer: otherTokenizer, contextLength: asked } = parseOptions(command, argv).options;
   if (!existsSync(from) || !statSync(from).isDirectory()) {
     throw new UserError(`--from ${from} is no directory`, { fix: "give a directory as transformers saves it" });
   }
@@ -50,7 +54,7 @@ await runCommand((argv) => {
   const run = new RunDirectory(target);
   if (run.exists) throw new UserError(`${target} exists already`, { fix: "choose another --out, or take it away" });
   const config = readLlamaConfig(from);
-  const tokenizerPath = join(from, "tokenizer.json");
+  const tokenizerPath = otherTokenizer ?? join(from, "tokenizer.json");
   const tokenizer = readHuggingFaceTokenizer(readText(tokenizerPath), tokenizerPath);
   if (tokenizer.vocabSize > config.vocabSize) {
     throw new UserError(`${tokenizerPath} has ${tokenizer.vocabSize} ids, the model knows ${config.vocabSize}`);
@@ -66,4 +70,7 @@ await runCommand((argv) => {
       `sample from it: bun run generate --run ${target} --prompt "Once upon a time"\n` +
       `train on: bun run train --init ${target} --data FILE`,
   );
+  if (otherTokenizer !== undefined) {
+    console.log(`${otherTokenizer} is not the tokenizer that the model was trained with: train on before you sample`);
+  }
 });

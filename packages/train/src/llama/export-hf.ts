@@ -11,9 +11,15 @@ import { llamaTensors, toHalfSplit } from "./weights.ts";
 /** Number formats of the weights, and what transformers calls them. */
 export const HF_DTYPES = { f32: "float32", f16: "float16", bf16: "bfloat16" } as const;
 
+export interface HuggingFaceOptions {
+  dtype: keyof typeof HF_DTYPES;
+  /** Most bytes of tensors in a file, but at least one tensor. Default 5 GB, as transformers. */
+  maxShardBytes?: number;
+}
+
 /**
- * Writes `config.json`, `generation_config.json`, `model.safetensors`, `tokenizer.json` and `tokenizer_config.json`,
- * the weights last.
+ * Writes `config.json`, `generation_config.json`, `tokenizer.json`, `tokenizer_config.json` and, last, the weights:
+ * `model.safetensors`, or where they are more than a shard `model-00001-of-0000N.safetensors` … and then their index.
  * @param directory made if it is not there
  * @returns the names of the files
  * @throws UserError for a model that is no Llama, before anything is written
@@ -22,7 +28,7 @@ export function exportHuggingFace(
   directory: string,
   model: TransformerLM,
   tokenizer: Tokenizer,
-  dtype: keyof typeof HF_DTYPES,
+  { dtype, maxShardBytes = 5e9 }: HuggingFaceOptions,
 ): string[] {
   const { config } = model;
   const endOfText = tokenizer.specialTokens.get(END_OF_TEXT);
@@ -55,6 +61,46 @@ export function exportHuggingFace(
     const text = typeof content === "string" ? content : `${JSON.stringify(content, null, 2)}\n`;
     writeAtomically(join(directory, name), [new TextEncoder().encode(text)]);
   }
-  writeAtomically(join(directory, "model.safetensors"), safetensorsChunks(entries, { format: "pt" }));
-  return [...Object.keys(texts), "model.safetensors"];
+  return [...Object.keys(texts), ...writeWeights(directory, entries, maxShardBytes)];
+}
+
+/** Writes the weights in one file, or in shards with an index, which comes last. @returns the names of the files */
+function writeWeights(directory: string, entries: TensorEntry[], maxShardBytes: number): string[] {
+  const shards = intoShards(entries, maxShardBytes);
+  const number = (of: number) => String(of).padStart(5, "0");
+  const names = shards.map((_, i) =>
+    shards.length === 1 ? "model.safetensors" : `model-${number(i + 1)}-of-${number(shards.length)}.safetensors`,
+  );
+  shards.forEach((shard, i) => {
+    writeAtomically(join(directory, names[i]!), safetensorsChunks(shard, { format: "pt" }));
+  });
+  if (shards.length === 1) return names;
+  const places = shards.flatMap((shard, i) => shard.map(({ name }) => [name, names[i]!]));
+  const index = {
+    metadata: { total_size: entries.reduce((sum, entry) => sum + bytesOf(entry), 0) },
+    weight_map: Object.fromEntries(places) as Record<string, string>,
+  };
+  const file = "model.safetensors.index.json";
+  writeAtomically(join(directory, file), [new TextEncoder().encode(`${JSON.stringify(index, null, 2)}\n`)]);
+  return [...names, file];
+}
+
+/** Cuts the tensors, in order, into parts of at most so many bytes; a larger tensor is a part of its own. */
+function intoShards(entries: TensorEntry[], maxBytes: number): TensorEntry[][] {
+  const shards: TensorEntry[][] = [[]];
+  let bytes = 0;
+  for (const entry of entries) {
+    const own = bytesOf(entry);
+    if (bytes > 0 && bytes + own > maxBytes) {
+      shards.push([]);
+      bytes = 0;
+    }
+    shards.at(-1)!.push(entry);
+    bytes += own;
+  }
+  return shards;
+}
+
+function bytesOf({ shape, dtype }: TensorEntry): number {
+  return shape.reduce((a, b) => a * b, dtype === "F32" ? 4 : 2);
 }

@@ -20,7 +20,7 @@ export function readHuggingFaceTokenizer(text: string, label: string): Tokenizer
     if (!(error instanceof TokenizerError)) throw error;
     const message = error.message.replace(/^tokenizer\.json/, label);
     throw new UserError(message.includes(label) ? message : `${label}: ${message}`, {
-      fix: "import a checkpoint with a byte-level tokenizer, such as Llama 3's or SmolLM2's",
+      fix: "import a checkpoint with a byte-level tokenizer, as Llama 3 has, or give one with --tokenizer to train on with",
       cause: error,
     });
   }
