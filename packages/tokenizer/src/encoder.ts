@@ -4,6 +4,7 @@
  * entry enters, so a text of ever new words costs no more than no cache at all.
  */
 import type { Sink } from "./feed.ts";
+import { hashBytes } from "./hash.ts";
 import { LongMerger } from "./merge-long.ts";
 import type { Vocabulary } from "./vocabulary.ts";
 
@@ -13,13 +14,13 @@ const SHORT_IDS = 4;
 /** Word 3 of an entry: three bytes, four bits of length (both part of the key), and the number of ids. */
 const COUNT_SHIFT = 28;
 const KEY_BITS = (1 << COUNT_SHIFT) - 1;
-/** 2¹⁷ sets of two 32-byte entries: 8 MiB. */
-const SHORT_SETS_BITS = 17;
+/** 2¹⁸ sets of two 32-byte entries: 16 MiB when full; what is never used is never touched. */
+const SHORT_SETS_BITS = 18;
 
-/** The same of the cache of longer pieces; 2¹¹ slots. */
+/** Longest piece of the other cache, which also has short pieces of many ids; entries, and words for their contents. */
 const LONG = 64;
-const LONG_IDS = 31;
-const LONG_SLOTS_BITS = 11;
+const LONG_SLOTS_BITS = 17;
+const STORE = 1 << 21;
 
 /** Longer pieces go to the LongMerger: searching the lowest rank again each time is quadratic. */
 const MAX_LINEAR = 96;
@@ -102,10 +103,13 @@ export class PieceEncoder {
   readonly #vocabulary: Vocabulary;
   /** Entries of eight words: bytes 0–14, their length and the number of ids on top (0: free), then up to four ids. */
   readonly #short = new Int32Array((2 << SHORT_SETS_BITS) * 8);
-  readonly #longBytes = new Uint8Array(LONG << LONG_SLOTS_BITS);
-  readonly #longLengths = new Uint8Array(1 << LONG_SLOTS_BITS);
-  /** Number of ids, then the ids. */
-  readonly #longIds = new Int32Array((1 + LONG_IDS) << LONG_SLOTS_BITS);
+  /** Entries of four words: hash, length in bytes (0: free), place in the store, number of ids. */
+  readonly #long = new Int32Array(4 << LONG_SLOTS_BITS);
+  /** For each entry, the words of the piece (the last one ends with it), then its ids. */
+  readonly #store = new Int32Array(STORE);
+  #storeEnd = 0;
+  /** Where the ids of the last `#encodeFrequent` end. */
+  #end = 0;
 
   readonly #ids = new Int32Array(MAX_LINEAR);
   readonly #ranks = new Int32Array(MAX_LINEAR);
@@ -118,17 +122,37 @@ export class PieceEncoder {
   /** Appends the ids of a batch of pieces; see `Sink.pieces`. */
   encode(bytes: Uint8Array, view: DataView, start: number, ends: Int32Array, count: number, out: IdBuffer): void {
     out.reserve(ends[count - 1] - start + SHORT_IDS); // never more ids than bytes
-    const table = this.#short;
-    const ids = out.ids;
     let n = out.length;
-    for (let i = 0; i < count; i++) {
+    for (let i = 0; ; i++) {
+      i = this.#encodeFrequent(view, start, ends, i, count, out.ids, n);
+      n = this.#end;
+      if (i === count) break;
+      if (i > 0) start = ends[i - 1];
+      n = this.#encodeOther(bytes, view, start, ends[i], out.ids, n);
+      start = ends[i];
+    }
+    out.length = n;
+  }
+
+  /**
+   * Appends the ids of the pieces from number `i` on, the first of which begins at `start`, while each is the first entry
+   * of its set; leaves the end of the ids in `#end` and returns the number of the piece that is not. Most are, so this is
+   * the hot loop: it holds nothing else, and no call, which would cost it its registers.
+   */
+  #encodeFrequent(
+    view: DataView,
+    start: number,
+    ends: Int32Array,
+    i: number,
+    count: number,
+    ids: Int32Array,
+    n: number,
+  ): number {
+    const table = this.#short;
+    for (; i < count; i++) {
       const end = ends[i];
       const length = end - start;
-      if (length > SHORT) {
-        n = this.#encodeLong(bytes, start, end, ids, n);
-        start = end;
-        continue;
-      }
+      if (length > SHORT) break;
       const w0 = view.getInt32(start, true) & MASK_0[length];
       const w1 = view.getInt32(start + 4, true) & MASK_1[length];
       const w2 = view.getInt32(start + 8, true) & MASK_2[length];
@@ -138,76 +162,95 @@ export class PieceEncoder {
         0x9e3779b1,
       );
       h = Math.imul(h ^ (h >>> 15), 0x85ebca6b);
-      let slot = (h >>> (32 - SHORT_SETS_BITS)) << 4;
-      if (
-        table[slot] !== w0 ||
-        (table[slot + 3] & KEY_BITS) !== w3 ||
-        table[slot + 1] !== w1 ||
-        table[slot + 2] !== w2
-      ) {
-        slot += 8;
-        if (
-          table[slot] !== w0 ||
-          (table[slot + 3] & KEY_BITS) !== w3 ||
-          table[slot + 1] !== w1 ||
-          table[slot + 2] !== w2
-        ) {
-          const before = n;
-          n = this.#encodeUncached(bytes, start, end, ids, n);
-          start = end;
-          if (n - before > SHORT_IDS) continue;
-          table[slot] = w0;
-          table[slot + 1] = w1;
-          table[slot + 2] = w2;
-          table[slot + 3] = w3 | ((n - before) << COUNT_SHIFT);
-          for (let j = 0; j < n - before; j++) table[slot + 4 + j] = ids[before + j];
-          continue;
-        }
-        // seen again: it takes the first place, where no newcomer displaces it
-        for (let j = slot; j < slot + 8; j++) {
-          const other = table[j - 8];
-          table[j - 8] = table[j];
-          table[j] = other;
-        }
-        slot -= 8;
-      }
+      const slot = (h >>> (32 - SHORT_SETS_BITS)) << 4;
+      const last = table[slot + 3];
+      if (table[slot] !== w0 || (last & KEY_BITS) !== w3 || table[slot + 1] !== w1 || table[slot + 2] !== w2) break;
       start = end;
       // all four are written and the count decides how many stay: most pieces have one or two, and guessing costs more
       ids[n] = table[slot + 4];
       ids[n + 1] = table[slot + 5];
       ids[n + 2] = table[slot + 6];
       ids[n + 3] = table[slot + 7];
-      n += table[slot + 3] >>> COUNT_SHIFT;
+      n += last >>> COUNT_SHIFT;
     }
-    out.length = n;
+    this.#end = n;
+    return i;
   }
 
-  #encodeLong(bytes: Uint8Array, start: number, end: number, ids: Int32Array, n: number): number {
+  /** Any other piece. */
+  #encodeOther(bytes: Uint8Array, view: DataView, start: number, end: number, ids: Int32Array, n: number): number {
     const length = end - start;
-    if (length > LONG) return this.#encodeUncached(bytes, start, end, ids, n);
-    let hash = length;
-    for (let p = start; p < end; p++) hash = Math.imul(hash ^ bytes[p], 0x01000193);
-    hash = Math.imul(hash ^ (hash >>> 15), 0x85ebca6b);
-    const slot = hash >>> (32 - LONG_SLOTS_BITS);
-    const keys = this.#longBytes;
-    const values = this.#longIds;
-    const key = slot * LONG;
-    const value = slot * (1 + LONG_IDS);
-    if (this.#longLengths[slot] === length) {
+    if (length > SHORT) return this.#encodeRare(bytes, view, start, end, ids, n);
+    const table = this.#short;
+    const w0 = view.getInt32(start, true) & MASK_0[length];
+    const w1 = view.getInt32(start + 4, true) & MASK_1[length];
+    const w2 = view.getInt32(start + 8, true) & MASK_2[length];
+    const w3 = (view.getInt32(start + 12, true) & MASK_3[length]) | (length << 24);
+    let h = Math.imul(
+      w0 ^ Math.imul(w1 ^ Math.imul(w2 ^ Math.imul(w3, 0x27d4eb2f), 0x85ebca6b), 0xc2b2ae35),
+      0x9e3779b1,
+    );
+    h = Math.imul(h ^ (h >>> 15), 0x85ebca6b);
+    const slot = ((h >>> (32 - SHORT_SETS_BITS)) << 4) + 8;
+    if (table[slot] === w0 && (table[slot + 3] & KEY_BITS) === w3 && table[slot + 1] === w1 && table[slot + 2] === w2) {
+      // seen again: it takes the first place, where no newcomer displaces it
+      for (let j = slot; j < slot + 8; j++) {
+        const other = table[j - 8];
+        table[j - 8] = table[j];
+        table[j] = other;
+      }
+      for (let j = slot - 4; j < slot; j++) ids[n + j - slot + 4] = table[j];
+      return n + (table[slot - 5] >>> COUNT_SHIFT);
+    }
+    const before = n;
+    n = this.#encodeRare(bytes, view, start, end, ids, n);
+    const count = n - before;
+    if (count > SHORT_IDS) return n;
+    table[slot] = w0;
+    table[slot + 1] = w1;
+    table[slot + 2] = w2;
+    table[slot + 3] = w3 | (count << COUNT_SHIFT);
+    for (let j = 0; j < count; j++) table[slot + 4 + j] = ids[before + j];
+    return n;
+  }
+
+  /** A piece that is not in the cache of short ones. */
+  #encodeRare(bytes: Uint8Array, view: DataView, start: number, end: number, ids: Int32Array, n: number): number {
+    const length = end - start;
+    if (length > LONG || length < 4) return this.#encodeUncached(bytes, start, end, ids, n);
+    const hash = hashBytes(view, start, length);
+    const slot = (hash >>> (32 - LONG_SLOTS_BITS)) << 2;
+    const table = this.#long;
+    const store = this.#store;
+    const words = (length + 3) >> 2;
+    if (table[slot] === hash && table[slot + 1] === length) {
+      const at = table[slot + 2];
       let i = 0;
-      while (i < length && keys[key + i] === bytes[start + i]) i++;
-      if (i === length) {
-        for (let j = 1; j <= values[value]; j++) ids[n++] = values[value + j];
-        return n;
+      while (i < words - 1 && store[at + i] === view.getInt32(start + 4 * i, true)) i++;
+      if (i === words - 1 && store[at + i] === view.getInt32(end - 4, true)) {
+        const first = at + words;
+        const count = table[slot + 3];
+        for (let j = 0; j < count; j++) ids[n + j] = store[first + j];
+        return n + count;
       }
     }
     const before = n;
     n = this.#encodeUncached(bytes, start, end, ids, n);
-    if (n - before > LONG_IDS) return n;
-    this.#longLengths[slot] = length;
-    for (let i = 0; i < length; i++) keys[key + i] = bytes[start + i];
-    values[value] = n - before;
-    for (let j = before; j < n; j++) values[value + 1 + j - before] = ids[j];
+    const count = n - before;
+    if (length <= SHORT && count <= SHORT_IDS) return n; // goes to the other cache
+    if (this.#storeEnd + words + count > STORE) {
+      table.fill(0);
+      this.#storeEnd = 0;
+    }
+    const at = this.#storeEnd;
+    table[slot] = hash;
+    table[slot + 1] = length;
+    table[slot + 2] = at;
+    table[slot + 3] = count;
+    for (let i = 0; i < words - 1; i++) store[at + i] = view.getInt32(start + 4 * i, true);
+    store[at + words - 1] = view.getInt32(end - 4, true);
+    for (let j = 0; j < count; j++) store[at + words + j] = ids[before + j];
+    this.#storeEnd = at + words + count;
     return n;
   }
 

@@ -1,6 +1,7 @@
 /**
- * A content hash in plain, synchronous TypeScript: two 32-bit lanes in the manner of MurmurHash3, 64 bits together. It
- * tells tokenizers apart and finds damaged files; it is no protection against forgery.
+ * A hash of contents, for good, and one for tables in memory. The first is plain, synchronous TypeScript: two 32-bit lanes
+ * in the manner of MurmurHash3, 64 bits together. It tells tokenizers apart and finds damaged files; it is no protection
+ * against forgery.
  */
 import { encodeUtf8 } from "./utf8.ts";
 
@@ -44,4 +45,16 @@ export class ContentHash {
     };
     return finish(this.#a) + finish(this.#b);
   }
+}
+
+/** Hash for tables of the `length` ≥ 4 bytes at `start`; the high bits are the good ones. */
+export function hashBytes(view: DataView, start: number, length: number): number {
+  const last = start + length - 4;
+  let h = length;
+  for (let p = start; p < last; p += 4) {
+    h = Math.imul(h ^ view.getInt32(p, true), 0x9e3779b1);
+    h ^= h >>> 15;
+  }
+  h = Math.imul(h ^ view.getInt32(last, true), 0x85ebca6b);
+  return Math.imul(h ^ (h >>> 15), 0xc2b2ae35);
 }

@@ -6,6 +6,7 @@
  */
 import { TokenizerError } from "./errors.ts";
 import { PADDING, type Sink, TextFeed } from "./feed.ts";
+import { hashBytes } from "./hash.ts";
 import { resolvePattern } from "./patterns.ts";
 import { SpecialMatcher } from "./special.ts";
 
@@ -137,10 +138,13 @@ export class PretokenCounter implements Sink {
     }
     this.#arena.set(bytes.subarray(start, start + length), this.#arenaSize);
     this.#arenaSize = size;
-    if (this.#longSize * 2 > table.length >> 2) {
-      this.#longShift--;
-      this.#long = rehash(table, this.#longShift, (at) => table[at]);
-    }
+    if (this.#longSize * 2 > table.length >> 2) this.#growLong();
+  }
+
+  #growLong(): void {
+    const table = this.#long;
+    this.#longShift--;
+    this.#long = rehash(table, this.#longShift, (at) => table[at]);
   }
 
   #growShort(): void {
@@ -151,6 +155,11 @@ export class PretokenCounter implements Sink {
 
   /** Adds the counts of another text, or of another machine. */
   add({ bytes, offsets, counts }: PretokenCounts): void {
+    // These come in the order of another table's hashes: into a smaller table they would all go to the same corner.
+    let long = 0;
+    for (let i = 0; i < counts.length; i++) if (offsets[i + 1] - offsets[i] > SHORT) long++;
+    while ((this.#shortSize + counts.length - long) * 2 > this.#short.length >> 2) this.#growShort();
+    while ((this.#longSize + long) * 2 > this.#long.length >> 2) this.#growLong();
     const padded = new Uint8Array(bytes.length + PADDING);
     padded.set(bytes);
     const view = new DataView(padded.buffer);
@@ -161,7 +170,6 @@ export class PretokenCounter implements Sink {
         this.#addLong(padded, view, start, length, counts[i]);
         continue;
       }
-      if ((this.#shortSize + 1) * 2 > this.#short.length >> 2) this.#growShort();
       const table = this.#short;
       const w0 = view.getInt32(start, true) & MASK_0[length];
       const w1 = view.getInt32(start + 4, true) & MASK_1[length];
@@ -222,18 +230,6 @@ function spill<Key>(spilled: Map<Key, number>, key: Key, count: number): void {
 function hashWords(w0: number, w1: number, w2: number): number {
   const h = Math.imul(w0 ^ Math.imul(w1 ^ Math.imul(w2, 0x85ebca6b), 0xc2b2ae35), 0x9e3779b1);
   return Math.imul(h ^ (h >>> 15), 0x85ebca6b);
-}
-
-/** Hash of `length` ≥ 4 bytes. */
-function hashBytes(view: DataView, start: number, length: number): number {
-  const last = start + length - 4;
-  let h = length;
-  for (let p = start; p < last; p += 4) {
-    h = Math.imul(h ^ view.getInt32(p, true), 0x9e3779b1);
-    h ^= h >>> 15;
-  }
-  h = Math.imul(h ^ view.getInt32(last, true), 0x85ebca6b);
-  return Math.imul(h ^ (h >>> 15), 0xc2b2ae35);
 }
 
 /** A table of twice the size; `hashAt(at)` is the hash of the old entry at word `at`. */
