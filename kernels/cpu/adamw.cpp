@@ -24,8 +24,7 @@ int32_t mantou_gradient_norm(mantou_context* context, int64_t count, const float
   CHECK_NOT_NEGATIVE(count);
   CHECK_NOT_NULL(result);
   if (count > 0) {
-    CHECK_NOT_NULL(gradients);
-    CHECK_NOT_NULL(workspace);
+    CHECK_NOT_NULL(gradients, workspace);
   }
   double* sums = static_cast<double*>(workspace);
   parallel_for(context, chunks_of(count), GRAIN / CHUNK, [=](int64_t first, int64_t last, int) {
@@ -86,13 +85,9 @@ int32_t mantou_adamw(mantou_context* context, int32_t dtype, int64_t count, void
   CHECK((master == nullptr) == (dtype == MANTOU_FLOAT32),
         "%s: master must be %s where the weights are %s", __func__, dtype == MANTOU_FLOAT32 ? "null" : "given",
         dtype == MANTOU_FLOAT32 ? "float32" : "bfloat16");
-  CHECK_NOT_NULL(gradients);
-  CHECK_NOT_NULL(first_moments);
-  CHECK_NOT_NULL(second_moments);
-  CHECK_NOT_NULL(scalars);
+  CHECK_NOT_NULL(gradients, first_moments, second_moments, scalars);
   CHECK(ranges > 0, "%s: ranges is %d; there must be at least one", __func__, ranges);
-  CHECK_NOT_NULL(range_ends);
-  CHECK_NOT_NULL(range_decays);
+  CHECK_NOT_NULL(range_ends, range_decays);
   for (int32_t r = 0; r < ranges; r++)
     CHECK(range_ends[r] >= (r > 0 ? range_ends[r - 1] : 0), "%s: range_ends[%d] is %lld, less than the end before it",
           __func__, r, static_cast<long long>(range_ends[r]));

@@ -290,10 +290,11 @@ int32_t mantou_attention_forward(mantou_context* context, int32_t dtype, int64_t
                                  int64_t heads, int64_t kv_heads, int64_t head_dim, float scale, const void* q,
                                  int64_t q_stride, const void* k, const void* v, int64_t kv_stride, const float* rope,
                                  const int32_t* positions, void* output, float* lse) {
-  CHECK_ATTENTION(context, dtype, batch, sequence_length, heads, kv_heads, head_dim);
-  CHECK_STRIDES(q_stride, heads * head_dim, kv_stride, kv_heads * head_dim);
+  CHECK_NOT_NULL(context);
+  CHECK_DTYPE(dtype);
+  RETURN_IF_FAILED(check_attention(__func__, batch, sequence_length, heads, kv_heads, head_dim, q_stride, kv_stride));
   if (batch == 0 || sequence_length == 0) return MANTOU_OK;
-  CHECK(q && k && v && output && lse, "%s: q, k, v, output or lse is null", __func__);
+  CHECK_NOT_NULL(q, k, v, output, lse);
   for_dtype(dtype, [=](auto element) {
     using T = decltype(element);
     attend<T>(context, {batch, sequence_length, heads, kv_heads, head_dim, nullptr, nullptr, scale,
@@ -308,11 +309,11 @@ int32_t mantou_attention_cached(mantou_context* context, int32_t dtype, int64_t 
                                 int64_t heads, int64_t kv_heads, int64_t head_dim, float scale, const void* q,
                                 int64_t q_stride, const void* k, const void* v, int64_t kv_stride, const float* rope,
                                 void* k_cache, void* v_cache, void* output) {
-  CHECK_ATTENTION(context, dtype, batch, length, heads, kv_heads, head_dim);
-  CHECK_STRIDES(q_stride, heads * head_dim, kv_stride, kv_heads * head_dim);
+  CHECK_NOT_NULL(context);
+  CHECK_DTYPE(dtype);
+  RETURN_IF_FAILED(check_attention(__func__, batch, length, heads, kv_heads, head_dim, q_stride, kv_stride));
   if (batch == 0 || length == 0) return MANTOU_OK;
-  CHECK(starts && q && k && v && k_cache && v_cache && output,
-        "%s: starts, q, k, v, a cache or output is null", __func__);
+  CHECK_NOT_NULL(starts, q, k, v, k_cache, v_cache, output);
   CHECK(slots || batch <= slot_count, "%s: %lld sequences for %lld slots", __func__, static_cast<long long>(batch),
         static_cast<long long>(slot_count));
   for (int64_t b = 0; b < batch; b++) {

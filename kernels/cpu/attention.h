@@ -12,9 +12,6 @@ MANTOU_NAMESPACE
 // Queries and keys per tile: a tile of scores (16 KiB) and the tiles that it comes from stay in the first-level cache.
 constexpr int64_t BLOCK = 64;
 
-// Tiles are sized for heads up to this width.
-constexpr int64_t MAX_HEAD_DIM = 256;
-
 // Where rows stand: row r at positions[r], or at first + r where positions is null. No rotation where table is null.
 struct Rotation {
   const float* table;
@@ -68,24 +65,3 @@ inline void multiply_tiles(int64_t rows, int64_t columns, int64_t k, const float
 
 }
 }  // namespace mantou
-
-// The checks that the entries of causal attention have in common.
-#define CHECK_ATTENTION(context, dtype, batch, length, heads, kv_heads, head_dim)                                    \
-  do {                                                                                                               \
-    CHECK(context, "%s: context is null", __func__);                                                                 \
-    CHECK_DTYPE(dtype);                                                                                              \
-    CHECK((batch) >= 0 && (length) >= 0, "%s: sizes must not be negative", __func__);                                \
-    CHECK((heads) > 0 && (kv_heads) > 0 && (heads) % (kv_heads) == 0,                                                \
-          "%s: heads must be a multiple of kv_heads, got %lld and %lld", __func__, static_cast<long long>(heads),    \
-          static_cast<long long>(kv_heads));                                                                         \
-    CHECK((head_dim) > 0 && (head_dim) % 2 == 0 && (head_dim) <= mantou::MAX_HEAD_DIM,                               \
-          "%s: head_dim must be even and from 2 to %lld, got %lld", __func__,                                        \
-          static_cast<long long>(mantou::MAX_HEAD_DIM), static_cast<long long>(head_dim));                           \
-  } while (0)
-
-// Row strides must hold a row.
-#define CHECK_STRIDES(q_stride, q_row, kv_stride, kv_row)                                                         \
-  CHECK((q_stride) >= (q_row) && (kv_stride) >= (kv_row),                                                         \
-        "%s: q_stride = %lld and kv_stride = %lld must be at least a row of %lld and %lld", __func__,             \
-        static_cast<long long>(q_stride), static_cast<long long>(kv_stride), static_cast<long long>(q_row),       \
-        static_cast<long long>(kv_row))

@@ -220,11 +220,11 @@ int32_t mantou_attention_backward(mantou_context* context, int32_t dtype, int64_
                                   const void* q, int64_t q_stride, const void* k, const void* v, int64_t kv_stride,
                                   const float* rope, const int32_t* positions, const void* output, const float* lse,
                                   void* dq, void* dk, void* dv, void* workspace) {
-  CHECK_ATTENTION(context, dtype, batch, sequence_length, heads, kv_heads, head_dim);
-  CHECK_STRIDES(q_stride, heads * head_dim, kv_stride, kv_heads * head_dim);
+  CHECK_NOT_NULL(context);
+  CHECK_DTYPE(dtype);
+  RETURN_IF_FAILED(check_attention(__func__, batch, sequence_length, heads, kv_heads, head_dim, q_stride, kv_stride));
   if (batch == 0 || sequence_length == 0) return MANTOU_OK;
-  CHECK(doutput && q && k && v && output && lse, "%s: doutput, q, k, v, output or lse is null", __func__);
-  CHECK(dq && dk && dv && workspace, "%s: dq, dk, dv or workspace is null", __func__);
+  CHECK_NOT_NULL(doutput, q, k, v, output, lse, dq, dk, dv, workspace);
   for_dtype(dtype, [=](auto element) {
     using T = decltype(element);
     float* const delta = static_cast<float*>(workspace);

@@ -179,8 +179,7 @@ int32_t mantou_context_describe(mantou_context* context, char* text, int64_t cap
 
 int32_t mantou_context_preferred_dtype(mantou_context* context, int32_t* dtype, char* reason, int64_t capacity) {
   CHECK_NOT_NULL(context);
-  CHECK_NOT_NULL(dtype);
-  CHECK_NOT_NULL(reason);
+  CHECK_NOT_NULL(dtype, reason);
   CHECK(capacity > 0, "%s: capacity is %lld; it must be positive", __func__, static_cast<long long>(capacity));
   const bool pairs = context->instructions->unit != mantou::ProductUnit::VECTORS;
   *dtype = pairs ? MANTOU_BFLOAT16 : MANTOU_FLOAT32;

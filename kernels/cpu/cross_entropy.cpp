@@ -84,14 +84,11 @@ int32_t mantou_cross_entropy(mantou_context* context, int32_t dtype, int64_t row
   CHECK_DTYPE(dtype);
   CHECK_NOT_NEGATIVE(rows);
   CHECK(vocab_size > 0, "%s: vocab_size is %lld; it must be positive", __func__, static_cast<long long>(vocab_size));
-  CHECK(stride >= vocab_size, "%s: stride is %lld; it must be at least vocab_size, %lld", __func__,
-        static_cast<long long>(stride), static_cast<long long>(vocab_size));
+  CHECK_AT_LEAST(stride, vocab_size);
   CHECK(soft_cap >= 0.0f, "%s: soft_cap is %g; it must not be negative", __func__, static_cast<double>(soft_cap));
   CHECK(z_loss >= 0.0f, "%s: z_loss is %g; it must not be negative", __func__, static_cast<double>(z_loss));
   if (rows == 0) return MANTOU_OK;
-  CHECK_NOT_NULL(logits);
-  CHECK_NOT_NULL(targets);
-  CHECK_NOT_NULL(losses);
+  CHECK_NOT_NULL(logits, targets, losses);
   for (int64_t row = 0; row < rows; row++)
     CHECK(targets[row] >= 0 && targets[row] < vocab_size,
           "%s: target %d in row %lld is not within the vocabulary (0 to %lld)", __func__, targets[row],

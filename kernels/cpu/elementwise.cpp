@@ -13,8 +13,7 @@ int32_t mantou_cast(mantou_context* context, int64_t count, int32_t input_dtype,
   CHECK_DTYPE(input_dtype);
   CHECK_DTYPE(output_dtype);
   if (count == 0) return MANTOU_OK;
-  CHECK_NOT_NULL(input);
-  CHECK_NOT_NULL(output);
+  CHECK_NOT_NULL(input, output);
   if (input_dtype == output_dtype)
     return mantou_copy(context, output, input, count * (input_dtype == MANTOU_FLOAT32 ? 4 : 2));
   const auto convert = [=](const auto* from, auto* to) {
@@ -37,9 +36,7 @@ int32_t mantou_add(mantou_context* context, int32_t dtype, int64_t count, const 
   CHECK_DTYPE(dtype);
   CHECK_NOT_NEGATIVE(count);
   if (count == 0) return MANTOU_OK;
-  CHECK_NOT_NULL(a);
-  CHECK_NOT_NULL(b);
-  CHECK_NOT_NULL(output);
+  CHECK_NOT_NULL(a, b, output);
   for_dtype(dtype, [=](auto element) {
     using T = decltype(element);
     const T* x = static_cast<const T*>(a);

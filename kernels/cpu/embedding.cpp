@@ -18,13 +18,9 @@ int32_t mantou_embedding_forward(mantou_context* context, int32_t dtype, int64_t
                                  const int32_t* tokens, const void* weight, void* output) {
   CHECK_NOT_NULL(context);
   CHECK_DTYPE(dtype);
-  CHECK_NOT_NEGATIVE(rows);
-  CHECK_NOT_NEGATIVE(vocab_size);
-  CHECK_NOT_NEGATIVE(dim);
+  CHECK_NOT_NEGATIVE(rows, vocab_size, dim);
   if (rows == 0 || dim == 0) return MANTOU_OK;
-  CHECK_NOT_NULL(tokens);
-  CHECK_NOT_NULL(weight);
-  CHECK_NOT_NULL(output);
+  CHECK_NOT_NULL(tokens, weight, output);
   const int32_t status = check_tokens(__func__, rows, vocab_size, tokens);
   if (status != MANTOU_OK) return status;
   const int64_t bytes = dim * (dtype == MANTOU_FLOAT32 ? 4 : 2);
@@ -47,13 +43,9 @@ int32_t mantou_embedding_backward(mantou_context* context, int32_t dtype, int64_
   (void)workspace;
   CHECK_NOT_NULL(context);
   CHECK_DTYPE(dtype);
-  CHECK_NOT_NEGATIVE(rows);
-  CHECK_NOT_NEGATIVE(vocab_size);
-  CHECK_NOT_NEGATIVE(dim);
+  CHECK_NOT_NEGATIVE(rows, vocab_size, dim);
   if (rows == 0 || dim == 0) return MANTOU_OK;
-  CHECK_NOT_NULL(tokens);
-  CHECK_NOT_NULL(doutput);
-  CHECK_NOT_NULL(dweight);
+  CHECK_NOT_NULL(tokens, doutput, dweight);
   const int32_t status = check_tokens(__func__, rows, vocab_size, tokens);
   if (status != MANTOU_OK) return status;
   constexpr int64_t LINE = 16;  // floats in a cache line, which two threads must not share

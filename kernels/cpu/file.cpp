@@ -50,8 +50,7 @@ static int32_t open_file(const char* function, const char* path, mantou_file* fi
 }
 
 int32_t mantou_file_map(const char* path, mantou_file** file) {
-  CHECK_NOT_NULL(path);
-  CHECK_NOT_NULL(file);
+  CHECK_NOT_NULL(path, file);
   *file = nullptr;
   mantou_file* opened = new (std::nothrow) mantou_file{strdup(path), -1, nullptr, 0};
   if (!opened || !opened->path) {
@@ -91,15 +90,13 @@ static int32_t check_unshortened(const char* function, const mantou_file* file) 
 }
 
 int32_t mantou_file_size(mantou_file* file, int64_t* bytes) {
-  CHECK_NOT_NULL(file);
-  CHECK_NOT_NULL(bytes);
+  CHECK_NOT_NULL(file, bytes);
   return present_size(__func__, file, bytes);
 }
 
 int32_t mantou_file_read(mantou_file* file, int64_t offset, int64_t bytes, void* destination) {
   CHECK_NOT_NULL(file);
-  CHECK_NOT_NEGATIVE(offset);
-  CHECK_NOT_NEGATIVE(bytes);
+  CHECK_NOT_NEGATIVE(offset, bytes);
   CHECK(offset <= file->size && bytes <= file->size - offset,
         "%s: %lld bytes at offset %lld reach past the end of '%s' (%lld bytes)", __func__,
         static_cast<long long>(bytes), static_cast<long long>(offset), file->path, static_cast<long long>(file->size));
@@ -176,8 +173,7 @@ static int32_t check_runs(const char* function, const mantou_file* file, int64_t
 int32_t mantou_file_gather(mantou_file* file, int64_t offset, int32_t width, int64_t count, int64_t length,
                            const double* starts, int64_t vocab_size, int32_t* tokens) {
   CHECK_NOT_NULL(file);
-  CHECK_NOT_NEGATIVE(count);
-  CHECK_NOT_NEGATIVE(length);
+  CHECK_NOT_NEGATIVE(count, length);
   CHECK(vocab_size >= 1 && vocab_size <= int64_t{1} << 31, "%s: vocab_size is %lld; it must be 1 to 2^31", __func__,
         static_cast<long long>(vocab_size));
   if (count > 0) CHECK_NOT_NULL(starts);
@@ -193,8 +189,7 @@ int32_t mantou_file_gather(mantou_file* file, int64_t offset, int32_t width, int
 int32_t mantou_file_prefetch(mantou_file* file, int64_t offset, int32_t width, int64_t count, int64_t length,
                              const double* starts) {
   CHECK_NOT_NULL(file);
-  CHECK_NOT_NEGATIVE(count);
-  CHECK_NOT_NEGATIVE(length);
+  CHECK_NOT_NEGATIVE(count, length);
   if (count > 0) CHECK_NOT_NULL(starts);
   const int32_t status = check_runs(__func__, file, offset, width, length == 0 ? 0 : count, length, starts);
   if (status != MANTOU_OK || length == 0) return status;

@@ -234,26 +234,23 @@ using namespace mantou;
 int32_t mantou_matmul(mantou_context* context, int32_t transpose_a, int32_t transpose_b, int64_t m, int64_t n,
                       int64_t k, int32_t input_dtype, const void* a, int64_t lda, const void* b, int64_t ldb,
                       int32_t output_dtype, void* c, int64_t ldc, int32_t accumulate) {
-  CHECK(context, "%s: context is null", __func__);
+  CHECK_NOT_NULL(context);
   CHECK_DTYPE(input_dtype);
   CHECK_DTYPE(output_dtype);
-  CHECK(m >= 0 && n >= 0 && k >= 0, "%s: sizes must not be negative, got m = %lld, n = %lld, k = %lld", __func__,
-        static_cast<long long>(m), static_cast<long long>(n), static_cast<long long>(k));
+  CHECK_NOT_NEGATIVE(m, n, k);
   if (m == 0 || n == 0) return MANTOU_OK;
-  CHECK(c, "%s: c is null", __func__);
-  CHECK(ldc >= n, "%s: ldc = %lld is less than n = %lld", __func__, static_cast<long long>(ldc),
-        static_cast<long long>(n));
+  CHECK_NOT_NULL(c);
+  CHECK_AT_LEAST(ldc, n);
   const int64_t size = output_dtype == MANTOU_FLOAT32 ? 4 : 2;
   if (k == 0) {
     if (!accumulate)
       for (int64_t i = 0; i < m; i++) std::memset(static_cast<char*>(c) + i * ldc * size, 0, static_cast<size_t>(n * size));
     return MANTOU_OK;
   }
-  CHECK(a && b, "%s: %s is null", __func__, a ? "b" : "a");
-  CHECK(lda >= (transpose_a ? m : k), "%s: lda = %lld is less than a row of A, %lld", __func__,
-        static_cast<long long>(lda), static_cast<long long>(transpose_a ? m : k));
-  CHECK(ldb >= (transpose_b ? k : n), "%s: ldb = %lld is less than a row of B, %lld", __func__,
-        static_cast<long long>(ldb), static_cast<long long>(transpose_b ? k : n));
+  CHECK_NOT_NULL(a, b);
+  const int64_t a_row = transpose_a ? m : k, b_row = transpose_b ? k : n;
+  CHECK_AT_LEAST(lda, a_row);
+  CHECK_AT_LEAST(ldb, b_row);
   for_dtype(input_dtype, [=](auto in) {
     for_dtype(output_dtype, [=](auto out) {
       using In = decltype(in);

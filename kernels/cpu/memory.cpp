@@ -88,8 +88,7 @@ int32_t mantou_copy(mantou_context* context, void* destination, const void* sour
   CHECK_NOT_NULL(context);
   CHECK_NOT_NEGATIVE(bytes);
   if (bytes == 0) return MANTOU_OK;
-  CHECK_NOT_NULL(destination);
-  CHECK_NOT_NULL(source);
+  CHECK_NOT_NULL(destination, source);
   return copy(context, destination, source, bytes);
 }
 
@@ -103,8 +102,7 @@ int32_t mantou_copy_async(mantou_context* context, void* destination, const void
   CHECK_NOT_NEGATIVE(bytes);
   CHECK_STREAM(stream);
   if (bytes == 0) return MANTOU_OK;
-  CHECK_NOT_NULL(destination);
-  CHECK_NOT_NULL(source);
+  CHECK_NOT_NULL(destination, source);
   return copy(context, destination, source, bytes);
 }
 

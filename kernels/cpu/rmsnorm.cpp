@@ -39,13 +39,9 @@ int32_t mantou_rmsnorm_forward(mantou_context* context, int32_t dtype, int64_t r
                                float* rstd) {
   CHECK_NOT_NULL(context);
   CHECK_DTYPE(dtype);
-  CHECK_NOT_NEGATIVE(rows);
-  CHECK_NOT_NEGATIVE(dim);
+  CHECK_NOT_NEGATIVE(rows, dim);
   if (rows == 0 || dim == 0) return MANTOU_OK;
-  CHECK_NOT_NULL(input);
-  CHECK_NOT_NULL(gain);
-  CHECK_NOT_NULL(output);
-  CHECK_NOT_NULL(rstd);
+  CHECK_NOT_NULL(input, gain, output, rstd);
   for_dtype(dtype, [=](auto element) {
     using T = decltype(element);
     parallel_for(context, rows, grain_rows(dim), [=](int64_t begin, int64_t end, int) {
@@ -97,16 +93,9 @@ int32_t mantou_rmsnorm_backward(mantou_context* context, int32_t dtype, int64_t 
                                 void* dinput, float* dgain, void* workspace) {
   CHECK_NOT_NULL(context);
   CHECK_DTYPE(dtype);
-  CHECK_NOT_NEGATIVE(rows);
-  CHECK_NOT_NEGATIVE(dim);
+  CHECK_NOT_NEGATIVE(rows, dim);
   if (rows == 0 || dim == 0) return MANTOU_OK;
-  CHECK_NOT_NULL(doutput);
-  CHECK_NOT_NULL(x);
-  CHECK_NOT_NULL(gain);
-  CHECK_NOT_NULL(rstd);
-  CHECK_NOT_NULL(dinput);
-  CHECK_NOT_NULL(dgain);
-  CHECK_NOT_NULL(workspace);
+  CHECK_NOT_NULL(doutput, x, gain, rstd, dinput, dgain, workspace);
   const int64_t parts = parts_of(rows);
   float* partial = static_cast<float*>(workspace);
   const int64_t grain = grain_rows(dim * ((rows + parts - 1) / parts));

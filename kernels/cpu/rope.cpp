@@ -8,18 +8,17 @@ using namespace mantou;
 int32_t mantou_rope(mantou_context* context, int32_t dtype, int64_t rows, int64_t sequence_length, int64_t heads,
                     int64_t head_dim, const float* rope, const int32_t* positions, const void* input,
                     int64_t input_stride, void* output, int64_t output_stride, int32_t inverse) {
-  CHECK(context, "%s: context is null", __func__);
+  CHECK_NOT_NULL(context);
   CHECK_DTYPE(dtype);
-  CHECK(rows >= 0 && heads >= 0 && head_dim >= 0, "%s: sizes must not be negative", __func__);
+  CHECK_NOT_NEGATIVE(rows, heads, head_dim);
   if (rows == 0 || heads == 0 || head_dim == 0) return MANTOU_OK;
   CHECK(head_dim % 2 == 0, "%s: head_dim must be even, got %lld", __func__, static_cast<long long>(head_dim));
   CHECK(positions || sequence_length > 0, "%s: sequence_length must be positive where positions is null, got %lld",
         __func__, static_cast<long long>(sequence_length));
-  CHECK(rope && input && output, "%s: rope, input or output is null", __func__);
-  CHECK(input_stride >= heads * head_dim && output_stride >= heads * head_dim,
-        "%s: strides %lld and %lld must be at least heads * head_dim = %lld", __func__,
-        static_cast<long long>(input_stride), static_cast<long long>(output_stride),
-        static_cast<long long>(heads * head_dim));
+  CHECK_NOT_NULL(rope, input, output);
+  const int64_t width = heads * head_dim;
+  CHECK_AT_LEAST(input_stride, width);
+  CHECK_AT_LEAST(output_stride, width);
   const int64_t grain = larger(1, (int64_t{1} << 14) / (heads * head_dim));
   for_dtype(dtype, [=](auto element) {
     using T = decltype(element);

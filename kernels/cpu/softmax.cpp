@@ -41,12 +41,9 @@ int32_t mantou_softmax(mantou_context* context, int32_t dtype, int64_t outer, in
                        const void* input, void* output) {
   CHECK_NOT_NULL(context);
   CHECK_DTYPE(dtype);
-  CHECK_NOT_NEGATIVE(outer);
-  CHECK_NOT_NEGATIVE(dim);
-  CHECK_NOT_NEGATIVE(inner);
+  CHECK_NOT_NEGATIVE(outer, dim, inner);
   if (outer == 0 || dim == 0 || inner == 0) return MANTOU_OK;
-  CHECK_NOT_NULL(input);
-  CHECK_NOT_NULL(output);
+  CHECK_NOT_NULL(input, output);
   for_dtype(dtype, [=](auto element) {
     using T = decltype(element);
     const T* from = static_cast<const T*>(input);

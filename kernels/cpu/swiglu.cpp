@@ -15,8 +15,7 @@ int32_t mantou_silu_forward(mantou_context* context, int32_t dtype, int64_t coun
   CHECK_DTYPE(dtype);
   CHECK_NOT_NEGATIVE(count);
   if (count == 0) return MANTOU_OK;
-  CHECK_NOT_NULL(input);
-  CHECK_NOT_NULL(output);
+  CHECK_NOT_NULL(input, output);
   for_dtype(dtype, [=](auto element) {
     using T = decltype(element);
     const T* from = static_cast<const T*>(input);
@@ -37,9 +36,7 @@ int32_t mantou_silu_backward(mantou_context* context, int32_t dtype, int64_t cou
   CHECK_DTYPE(dtype);
   CHECK_NOT_NEGATIVE(count);
   if (count == 0) return MANTOU_OK;
-  CHECK_NOT_NULL(doutput);
-  CHECK_NOT_NULL(input);
-  CHECK_NOT_NULL(dinput);
+  CHECK_NOT_NULL(doutput, input, dinput);
   for_dtype(dtype, [=](auto element) {
     using T = decltype(element);
     const T* gradient = static_cast<const T*>(doutput);
@@ -79,11 +76,9 @@ int32_t mantou_swiglu_forward(mantou_context* context, int32_t dtype, int64_t ro
                               void* output) {
   CHECK_NOT_NULL(context);
   CHECK_DTYPE(dtype);
-  CHECK_NOT_NEGATIVE(rows);
-  CHECK_NOT_NEGATIVE(dim);
+  CHECK_NOT_NEGATIVE(rows, dim);
   if (rows == 0 || dim == 0) return MANTOU_OK;
-  CHECK_NOT_NULL(gate_up);
-  CHECK_NOT_NULL(output);
+  CHECK_NOT_NULL(gate_up, output);
   for_dtype(dtype, [=](auto element) {
     using T = decltype(element);
     const T* from = static_cast<const T*>(gate_up);
@@ -102,12 +97,9 @@ int32_t mantou_swiglu_backward(mantou_context* context, int32_t dtype, int64_t r
                                const void* gate_up, void* dgate_up) {
   CHECK_NOT_NULL(context);
   CHECK_DTYPE(dtype);
-  CHECK_NOT_NEGATIVE(rows);
-  CHECK_NOT_NEGATIVE(dim);
+  CHECK_NOT_NEGATIVE(rows, dim);
   if (rows == 0 || dim == 0) return MANTOU_OK;
-  CHECK_NOT_NULL(doutput);
-  CHECK_NOT_NULL(gate_up);
-  CHECK_NOT_NULL(dgate_up);
+  CHECK_NOT_NULL(doutput, gate_up, dgate_up);
   for_dtype(dtype, [=](auto element) {
     using T = decltype(element);
     const T* gradient = static_cast<const T*>(doutput);

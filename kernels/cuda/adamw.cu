@@ -64,8 +64,7 @@ int32_t mantou_gradient_norm(mantou_context* context, int64_t count, const float
   CHECK_NOT_NULL(result);
   double* const sums = static_cast<double*>(workspace);
   if (count > 0) {
-    CHECK_NOT_NULL(gradients);
-    CHECK_NOT_NULL(workspace);
+    CHECK_NOT_NULL(gradients, workspace);
     const auto kernel = is_aligned(gradients) ? sum_squares<4> : sum_squares<1>;
     RETURN_IF_FAILED(
         launch(__func__, kernel, grid_of(chunks_of(count)), NORM_THREADS, 0, context->stream, count, gradients, sums));
@@ -144,17 +143,11 @@ int32_t mantou_adamw(mantou_context* context, int32_t dtype, int64_t count, void
   CHECK_NOT_NEGATIVE(count);
   if (count == 0) return MANTOU_OK;
   CHECK_NOT_NULL(weights);
-  if (dtype == MANTOU_FLOAT32)
-    CHECK(master == nullptr, "%s: master must be null where the weights are float32", __func__);
-  else
-    CHECK_NOT_NULL(master);
-  CHECK_NOT_NULL(gradients);
-  CHECK_NOT_NULL(first_moments);
-  CHECK_NOT_NULL(second_moments);
-  CHECK_NOT_NULL(scalars);
+  CHECK((master == nullptr) == (dtype == MANTOU_FLOAT32), "%s: master must be %s where the weights are %s", __func__,
+        dtype == MANTOU_FLOAT32 ? "null" : "given", dtype == MANTOU_FLOAT32 ? "float32" : "bfloat16");
+  CHECK_NOT_NULL(gradients, first_moments, second_moments, scalars);
   CHECK(ranges > 0, "%s: ranges is %d; there must be at least one", __func__, ranges);
-  CHECK_NOT_NULL(range_ends);
-  CHECK_NOT_NULL(range_decays);
+  CHECK_NOT_NULL(range_ends, range_decays);
   CHECK(beta1 >= 0.0f && beta1 < 1.0f, "%s: beta1 is %g; it must be in [0, 1)", __func__, static_cast<double>(beta1));
   CHECK(beta2 >= 0.0f && beta2 < 1.0f, "%s: beta2 is %g; it must be in [0, 1)", __func__, static_cast<double>(beta2));
   const char* const name = __func__;

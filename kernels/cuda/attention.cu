@@ -350,10 +350,11 @@ int32_t mantou_attention_forward(mantou_context* context, int32_t dtype, int64_t
                                  int64_t heads, int64_t kv_heads, int64_t head_dim, float scale, const void* q,
                                  int64_t q_stride, const void* k, const void* v, int64_t kv_stride, const float* rope,
                                  const int32_t* positions, void* output, float* lse) {
-  CHECK_ATTENTION(context, dtype, batch, sequence_length, heads, kv_heads, head_dim);
-  CHECK_STRIDES(q_stride, heads * head_dim, kv_stride, kv_heads * head_dim);
+  CHECK_NOT_NULL(context);
+  CHECK_DTYPE(dtype);
+  RETURN_IF_FAILED(check_sizes(__func__, batch, sequence_length, heads, kv_heads, head_dim, q_stride, kv_stride));
   if (batch == 0 || sequence_length == 0) return MANTOU_OK;
-  CHECK(q && k && v && output && lse, "%s: q, k, v, output or lse is null", __func__);
+  CHECK_NOT_NULL(q, k, v, output, lse);
   return launch_forward(context, __func__, dtype,
                         {batch, static_cast<int>(sequence_length), static_cast<int>(heads), static_cast<int>(kv_heads),
                          static_cast<int>(head_dim), {nullptr, nullptr, batch, static_cast<int>(sequence_length)},
@@ -365,11 +366,11 @@ int32_t mantou_attention_cached(mantou_context* context, int32_t dtype, int64_t 
                                 int64_t heads, int64_t kv_heads, int64_t head_dim, float scale, const void* q,
                                 int64_t q_stride, const void* k, const void* v, int64_t kv_stride, const float* rope,
                                 void* k_cache, void* v_cache, void* output) {
-  CHECK_ATTENTION(context, dtype, batch, length, heads, kv_heads, head_dim);
-  CHECK_STRIDES(q_stride, heads * head_dim, kv_stride, kv_heads * head_dim);
+  CHECK_NOT_NULL(context);
+  CHECK_DTYPE(dtype);
+  RETURN_IF_FAILED(check_sizes(__func__, batch, length, heads, kv_heads, head_dim, q_stride, kv_stride));
   if (batch == 0 || length == 0) return MANTOU_OK;
-  CHECK(starts && q && k && v && k_cache && v_cache && output,
-        "%s: starts, q, k, v, a cache or output is null", __func__);
+  CHECK_NOT_NULL(starts, q, k, v, k_cache, v_cache, output);
   CHECK(slots || batch <= slot_count, "%s: %lld sequences for %lld slots", __func__, static_cast<long long>(batch),
         static_cast<long long>(slot_count));
   CHECK(capacity >= length && capacity <= MAX_LENGTH, "%s: %lld tokens do not fit the cache's capacity of %lld",

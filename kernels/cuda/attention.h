@@ -9,7 +9,6 @@
 
 namespace mantou {
 
-constexpr int64_t MAX_HEAD_DIM = 256;
 constexpr int64_t MAX_LENGTH = int64_t{1} << 30;
 
 // Where rows stand: row r of a sequence at positions[r], or at first + r where positions is null. No rotation where
@@ -287,28 +286,14 @@ inline bool on_tensor_cores(int32_t dtype, int64_t dim, int64_t q_stride, int64_
 int32_t attend_scalar(const mantou_context* context, const char* name, int32_t dtype, const Attention& problem);
 int32_t attend_scalar_backward(const mantou_context* context, int32_t dtype, const AttentionBackward& problem);
 
+// check_attention, and that the kernels can count in int.
+inline int32_t check_sizes(const char* function, int64_t batch, int64_t length, int64_t heads, int64_t kv_heads,
+                           int64_t head_dim, int64_t q_stride, int64_t kv_stride) {
+  RETURN_IF_FAILED(check_attention(function, batch, length, heads, kv_heads, head_dim, q_stride, kv_stride));
+  CHECK(batch <= MAX_LENGTH && length <= MAX_LENGTH && heads <= INT32_MAX / MAX_HEAD_DIM,
+        "%s: %lld sequences of %lld with %lld heads are too large", function, static_cast<long long>(batch),
+        static_cast<long long>(length), static_cast<long long>(heads));
+  return MANTOU_OK;
+}
+
 }  // namespace mantou
-
-// The checks that the entries of causal attention have in common.
-#define CHECK_ATTENTION(context, dtype, batch, length, heads, kv_heads, head_dim)                                    \
-  do {                                                                                                               \
-    CHECK(context, "%s: context is null", __func__);                                                                 \
-    CHECK_DTYPE(dtype);                                                                                              \
-    CHECK((batch) >= 0 && (length) >= 0, "%s: sizes must not be negative", __func__);                                \
-    CHECK((batch) <= mantou::MAX_LENGTH && (length) <= mantou::MAX_LENGTH,                                           \
-          "%s: %lld sequences of %lld are too large", __func__, static_cast<long long>(batch),                       \
-          static_cast<long long>(length));                                                                           \
-    CHECK((heads) > 0 && (kv_heads) > 0 && (heads) % (kv_heads) == 0 && (heads) <= INT32_MAX / mantou::MAX_HEAD_DIM,  \
-          "%s: heads must be a multiple of kv_heads, got %lld and %lld", __func__, static_cast<long long>(heads),    \
-          static_cast<long long>(kv_heads));                                                                         \
-    CHECK((head_dim) > 0 && (head_dim) % 2 == 0 && (head_dim) <= mantou::MAX_HEAD_DIM,                               \
-          "%s: head_dim must be even and from 2 to %lld, got %lld", __func__,                                        \
-          static_cast<long long>(mantou::MAX_HEAD_DIM), static_cast<long long>(head_dim));                           \
-  } while (0)
-
-// Row strides must hold a row.
-#define CHECK_STRIDES(q_stride, q_row, kv_stride, kv_row)                                                         \
-  CHECK((q_stride) >= (q_row) && (kv_stride) >= (kv_row),                                                         \
-        "%s: q_stride = %lld and kv_stride = %lld must be at least a row of %lld and %lld", __func__,             \
-        static_cast<long long>(q_stride), static_cast<long long>(kv_stride), static_cast<long long>(q_row),       \
-        static_cast<long long>(kv_row))

@@ -74,9 +74,9 @@ using namespace mantou;
 int32_t mantou_attention_masked(mantou_context* context, int32_t dtype, int64_t batch, int64_t queries, int64_t keys,
                                 int64_t dk, int64_t dv, float scale, const void* q, const void* k, const void* v,
                                 const uint8_t* mask, void* output) {
-  CHECK(context, "%s: context is null", __func__);
+  CHECK_NOT_NULL(context);
   CHECK_DTYPE(dtype);
-  CHECK(batch >= 0 && queries >= 0 && keys >= 0 && dk >= 0 && dv >= 0, "%s: sizes must not be negative", __func__);
+  CHECK_NOT_NEGATIVE(batch, queries, keys, dk, dv);
   if (batch == 0 || queries == 0 || dv == 0) return MANTOU_OK;
   CHECK(keys > 0, "%s: there is no key to attend to", __func__);
   CHECK(dv <= int64_t{65535} * THREADS, "%s: values of at most %lld columns are supported, got %lld", __func__,

@@ -196,7 +196,7 @@ GLOBAL void LAUNCH_BOUNDS(THREADS, 1) attend(Attention p, Order order) {
   write_back(sums, 1, static_cast<T*>(p.output) + row * width + work.head * p.dim, width, count, p.dim, Rotation{}, 0);
 }
 
-// A tile of scores becomes weights exp(score - lse), and dweights become dscores; both 0 where not seen.
+// A score becomes a weight exp(score - lse), and a dweight becomes a dscore; both 0 where not seen.
 template <int OWN>
 DEVICE void differentiate(float (&weights)[OWN][OWN], float (&dweights)[OWN][OWN], int i, int j, bool seen,
                               float scale, float lse, float delta) {
@@ -344,32 +344,32 @@ int32_t launch_backward(const mantou_context* context, const AttentionBackward& 
                 S::shared_bytes(4), context->stream, p, keys);
 }
 
-template <typename T>
-int32_t forward(const mantou_context* context, const char* name, const Attention& p) {
-  if (p.dim <= 16) return launch_forward<T, 16>(context, name, p);
-  if (p.dim <= 32) return launch_forward<T, 32>(context, name, p);
-  if (p.dim <= 64) return launch_forward<T, 64>(context, name, p);
-  if (p.dim <= 128) return launch_forward<T, 128>(context, name, p);
-  return launch_forward<T, 256>(context, name, p);
-}
-
-template <typename T>
-int32_t backward(const mantou_context* context, const AttentionBackward& p) {
-  if (p.dim <= 16) return launch_backward<T, 16>(context, p);
-  if (p.dim <= 32) return launch_backward<T, 32>(context, p);
-  if (p.dim <= 64) return launch_backward<T, 64>(context, p);
-  if (p.dim <= 128) return launch_backward<T, 128>(context, p);
-  return launch_backward<T, 256>(context, p);
+// Calls run with the narrowest of the widths that kernels are made for.
+template <typename Run>
+int32_t with_width(int dim, const Run& run) {
+  if (dim <= 16) return run(std::integral_constant<int, 16>{});
+  if (dim <= 32) return run(std::integral_constant<int, 32>{});
+  if (dim <= 64) return run(std::integral_constant<int, 64>{});
+  if (dim <= 128) return run(std::integral_constant<int, 128>{});
+  return run(std::integral_constant<int, 256>{});
 }
 
 }  // namespace
 
 int32_t attend_scalar(const mantou_context* context, const char* name, int32_t dtype, const Attention& problem) {
-  return with_type(dtype, [&](auto type) { return forward<decltype(type)>(context, name, problem); });
+  return with_type(dtype, [&](auto type) {
+    return with_width(problem.dim, [&](auto width) {
+      return launch_forward<decltype(type), decltype(width)::value>(context, name, problem);
+    });
+  });
 }
 
 int32_t attend_scalar_backward(const mantou_context* context, int32_t dtype, const AttentionBackward& problem) {
-  return with_type(dtype, [&](auto type) { return backward<decltype(type)>(context, problem); });
+  return with_type(dtype, [&](auto type) {
+    return with_width(problem.dim, [&](auto width) {
+      return launch_backward<decltype(type), decltype(width)::value>(context, problem);
+    });
+  });
 }
 
 }  // namespace mantou

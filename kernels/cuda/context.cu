@@ -111,8 +111,7 @@ int32_t mantou_context_describe(mantou_context* context, char* text, int64_t cap
 
 int32_t mantou_context_preferred_dtype(mantou_context* context, int32_t* dtype, char* reason, int64_t capacity) {
   CHECK_NOT_NULL(context);
-  CHECK_NOT_NULL(dtype);
-  CHECK_NOT_NULL(reason);
+  CHECK_NOT_NULL(dtype, reason);
   CHECK(capacity > 0, "%s: capacity is %lld; it must be positive", __func__, static_cast<long long>(capacity));
   *dtype = MANTOU_BFLOAT16;
   std::snprintf(reason, static_cast<size_t>(capacity), "what tensor cores multiply");
@@ -121,8 +120,7 @@ int32_t mantou_context_preferred_dtype(mantou_context* context, int32_t* dtype, 
 
 int32_t mantou_measure_peaks(mantou_context* context, int64_t bytes, const void* memory, double* peaks) {
   CHECK_NOT_NULL(context);
-  CHECK_NOT_NULL(memory);
-  CHECK_NOT_NULL(peaks);
+  CHECK_NOT_NULL(memory, peaks);
   CHECK(bytes >= 64, "%s: bytes is %lld; at least a cache line must be read", __func__, static_cast<long long>(bytes));
   return mantou::fail(MANTOU_UNSUPPORTED, "%s: GPUs are not measured", __func__);
 }

@@ -83,13 +83,6 @@ inline int32_t cuda_failed(const char* function, const char* what, cudaError_t e
     if (error_ != cudaSuccess) return mantou::cuda_failed(__func__, #call, error_);           \
   } while (0)
 
-// Returns the status of a call that failed from the calling function.
-#define RETURN_IF_FAILED(call)                   \
-  do {                                           \
-    const int32_t status_ = (call);              \
-    if (status_ != MANTOU_OK) return status_;    \
-  } while (0)
-
 // A block has at most 48 KiB of shared memory unless its kernel asks for more.
 constexpr size_t SHARED_BY_DEFAULT = 48 << 10;
 

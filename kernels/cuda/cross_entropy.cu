@@ -113,14 +113,11 @@ int32_t mantou_cross_entropy(mantou_context* context, int32_t dtype, int64_t row
   CHECK(vocab_size > 0, "%s: vocab_size is %lld; it must be positive", __func__, static_cast<long long>(vocab_size));
   CHECK(vocab_size < 1 << 30, "%s: vocab_size is %lld; it must be below 2^30", __func__,
         static_cast<long long>(vocab_size));
-  CHECK(stride >= vocab_size, "%s: stride is %lld; it must be at least vocab_size, %lld", __func__,
-        static_cast<long long>(stride), static_cast<long long>(vocab_size));
+  CHECK_AT_LEAST(stride, vocab_size);
   CHECK(soft_cap >= 0.0f, "%s: soft_cap is %g; it must not be negative", __func__, static_cast<double>(soft_cap));
   CHECK(z_loss >= 0.0f, "%s: z_loss is %g; it must not be negative", __func__, static_cast<double>(z_loss));
   if (rows == 0) return MANTOU_OK;
-  CHECK_NOT_NULL(logits);
-  CHECK_NOT_NULL(targets);
-  CHECK_NOT_NULL(losses);
+  CHECK_NOT_NULL(logits, targets, losses);
   const char* const name = __func__;
   const bool vectors = in_vectors(dtype, stride, logits);
   return with_type(dtype, [=](auto zero) {

@@ -80,8 +80,7 @@ int32_t mantou_cast(mantou_context* context, int64_t count, int32_t input_dtype,
   CHECK_DTYPE(input_dtype);
   CHECK_DTYPE(output_dtype);
   if (count == 0) return MANTOU_OK;
-  CHECK_NOT_NULL(input);
-  CHECK_NOT_NULL(output);
+  CHECK_NOT_NULL(input, output);
   if (input_dtype == output_dtype) {
     const size_t bytes = static_cast<size_t>(count * bytes_of(input_dtype));
     CHECK_CUDA(cudaMemcpyAsync(output, input, bytes, cudaMemcpyDefault, context->stream));
@@ -96,9 +95,7 @@ int32_t mantou_add(mantou_context* context, int32_t dtype, int64_t count, const 
   CHECK_DTYPE(dtype);
   CHECK_NOT_NEGATIVE(count);
   if (count == 0) return MANTOU_OK;
-  CHECK_NOT_NULL(a);
-  CHECK_NOT_NULL(b);
-  CHECK_NOT_NULL(output);
+  CHECK_NOT_NULL(a, b, output);
   const char* const name = __func__;
   const bool vectors = is_aligned(a) && is_aligned(b) && is_aligned(output);
   return with_type(dtype, [=](auto zero) {
@@ -112,8 +109,7 @@ int32_t mantou_scale(mantou_context* context, int64_t count, float* values, cons
   CHECK_NOT_NULL(context);
   CHECK_NOT_NEGATIVE(count);
   if (count == 0) return MANTOU_OK;
-  CHECK_NOT_NULL(values);
-  CHECK_NOT_NULL(factor);
+  CHECK_NOT_NULL(values, factor);
   return for_elements<4>(context, __func__, count, is_aligned(values), Scale{values, factor});
 }
 

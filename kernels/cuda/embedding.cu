@@ -42,13 +42,9 @@ int32_t mantou_embedding_forward(mantou_context* context, int32_t dtype, int64_t
                                  const int32_t* tokens, const void* weight, void* output) {
   CHECK_NOT_NULL(context);
   CHECK_DTYPE(dtype);
-  CHECK_NOT_NEGATIVE(rows);
-  CHECK_NOT_NEGATIVE(vocab_size);
-  CHECK_NOT_NEGATIVE(dim);
+  CHECK_NOT_NEGATIVE(rows, vocab_size, dim);
   if (rows == 0 || dim == 0) return MANTOU_OK;
-  CHECK_NOT_NULL(tokens);
-  CHECK_NOT_NULL(weight);
-  CHECK_NOT_NULL(output);
+  CHECK_NOT_NULL(tokens, weight, output);
   const char* const name = __func__;
   const bool vectors = in_vectors(dtype, dim, weight, output);
   return with_type(dtype, [=](auto zero) {
@@ -214,14 +210,9 @@ int32_t mantou_embedding_backward(mantou_context* context, int32_t dtype, int64_
                                   const int32_t* tokens, const void* doutput, float* dweight, void* workspace) {
   CHECK_NOT_NULL(context);
   CHECK_DTYPE(dtype);
-  CHECK_NOT_NEGATIVE(rows);
-  CHECK_NOT_NEGATIVE(vocab_size);
-  CHECK_NOT_NEGATIVE(dim);
+  CHECK_NOT_NEGATIVE(rows, vocab_size, dim);
   if (rows == 0 || dim == 0) return MANTOU_OK;
-  CHECK_NOT_NULL(tokens);
-  CHECK_NOT_NULL(doutput);
-  CHECK_NOT_NULL(dweight);
-  CHECK_NOT_NULL(workspace);
+  CHECK_NOT_NULL(tokens, doutput, dweight, workspace);
   constexpr int64_t MOST = 1 << 30;
   CHECK(rows < MOST && vocab_size < MOST && dim < MOST, "%s: %lld rows into [%lld, %lld]; each must be below 2^30",
         __func__, static_cast<long long>(rows), static_cast<long long>(vocab_size), static_cast<long long>(dim));

@@ -350,15 +350,13 @@ using namespace mantou;
 int32_t mantou_matmul(mantou_context* context, int32_t transpose_a, int32_t transpose_b, int64_t m, int64_t n,
                       int64_t k, int32_t input_dtype, const void* a, int64_t lda, const void* b, int64_t ldb,
                       int32_t output_dtype, void* c, int64_t ldc, int32_t accumulate) {
-  CHECK(context, "%s: context is null", __func__);
+  CHECK_NOT_NULL(context);
   CHECK_DTYPE(input_dtype);
   CHECK_DTYPE(output_dtype);
-  CHECK(m >= 0 && n >= 0 && k >= 0, "%s: sizes must not be negative, got m = %lld, n = %lld, k = %lld", __func__,
-        static_cast<long long>(m), static_cast<long long>(n), static_cast<long long>(k));
+  CHECK_NOT_NEGATIVE(m, n, k);
   if (m == 0 || n == 0) return MANTOU_OK;
-  CHECK(c, "%s: c is null", __func__);
-  CHECK(ldc >= n, "%s: ldc = %lld is less than n = %lld", __func__, static_cast<long long>(ldc),
-        static_cast<long long>(n));
+  CHECK_NOT_NULL(c);
+  CHECK_AT_LEAST(ldc, n);
   constexpr int64_t LIMIT = INT32_MAX - 1024;
   CHECK(m <= LIMIT && n <= LIMIT && k <= LIMIT,
         "%s: sizes of 2^31 and above are not supported, got m = %lld, n = %lld, k = %lld", __func__, static_cast<long long>(m), static_cast<long long>(n), static_cast<long long>(k));
@@ -371,11 +369,10 @@ int32_t mantou_matmul(mantou_context* context, int32_t transpose_a, int32_t tran
     if (accumulate) return MANTOU_OK;
     return launch(NAME, clear, static_cast<unsigned>(divide_up(m * n, 256)), 256, 0, context->stream, p);
   }
-  CHECK(a && b, "%s: %s is null", __func__, a ? "b" : "a");
-  CHECK(lda >= (transpose_a ? m : k), "%s: lda = %lld is less than a row of A, %lld", __func__,
-        static_cast<long long>(lda), static_cast<long long>(transpose_a ? m : k));
-  CHECK(ldb >= (transpose_b ? k : n), "%s: ldb = %lld is less than a row of B, %lld", __func__,
-        static_cast<long long>(ldb), static_cast<long long>(transpose_b ? k : n));
+  CHECK_NOT_NULL(a, b);
+  const int64_t a_row = transpose_a ? m : k, b_row = transpose_b ? k : n;
+  CHECK_AT_LEAST(lda, a_row);
+  CHECK_AT_LEAST(ldb, b_row);
   const int32_t status =
       multiply_with_cublaslt(context, {transpose_a != 0, transpose_b != 0, m, n, k, input_dtype, a, lda, b, ldb,
                                        output_dtype, c, ldc, accumulate != 0});

@@ -92,8 +92,7 @@ int32_t mantou_copy(mantou_context* context, void* destination, const void* sour
   CHECK_NOT_NULL(context);
   CHECK_NOT_NEGATIVE(bytes);
   if (bytes == 0) return MANTOU_OK;
-  CHECK_NOT_NULL(destination);
-  CHECK_NOT_NULL(source);
+  CHECK_NOT_NULL(destination, source);
   // On the compute stream: behind the operations that are queued there.
   CHECK_CUDA(cudaMemcpyAsync(destination, source, static_cast<size_t>(bytes), cudaMemcpyDefault, context->stream));
   return finish(context, __func__);
@@ -113,8 +112,7 @@ int32_t mantou_copy_async(mantou_context* context, void* destination, const void
   CHECK_NOT_NEGATIVE(bytes);
   CHECK_STREAM(stream);
   if (bytes == 0) return MANTOU_OK;
-  CHECK_NOT_NULL(destination);
-  CHECK_NOT_NULL(source);
+  CHECK_NOT_NULL(destination, source);
   const cudaStream_t queue = stream_of(context, stream);
   CHECK_CUDA(cudaMemcpyAsync(destination, source, static_cast<size_t>(bytes), cudaMemcpyDefault, queue));
   return MANTOU_OK;

@@ -125,14 +125,10 @@ int32_t mantou_rmsnorm_forward(mantou_context* context, int32_t dtype, int64_t r
                                float* rstd) {
   CHECK_NOT_NULL(context);
   CHECK_DTYPE(dtype);
-  CHECK_NOT_NEGATIVE(rows);
-  CHECK_NOT_NEGATIVE(dim);
+  CHECK_NOT_NEGATIVE(rows, dim);
   CHECK(dim < 1 << 30, "%s: dim is %lld; it must be below 2^30", __func__, static_cast<long long>(dim));
   if (rows == 0 || dim == 0) return MANTOU_OK;
-  CHECK_NOT_NULL(input);
-  CHECK_NOT_NULL(gain);
-  CHECK_NOT_NULL(output);
-  CHECK_NOT_NULL(rstd);
+  CHECK_NOT_NULL(input, gain, output, rstd);
   const char* const name = __func__;
   const bool vectors = in_vectors(dtype, dim, input, residual, gain, sum, output);
   return with_type(dtype, [=](auto zero) {
@@ -264,17 +260,10 @@ int32_t mantou_rmsnorm_backward(mantou_context* context, int32_t dtype, int64_t 
                                 float* dgain, void* workspace) {
   CHECK_NOT_NULL(context);
   CHECK_DTYPE(dtype);
-  CHECK_NOT_NEGATIVE(rows);
-  CHECK_NOT_NEGATIVE(dim);
+  CHECK_NOT_NEGATIVE(rows, dim);
   CHECK(dim < 1 << 30, "%s: dim is %lld; it must be below 2^30", __func__, static_cast<long long>(dim));
   if (rows == 0 || dim == 0) return MANTOU_OK;
-  CHECK_NOT_NULL(doutput);
-  CHECK_NOT_NULL(x);
-  CHECK_NOT_NULL(gain);
-  CHECK_NOT_NULL(rstd);
-  CHECK_NOT_NULL(dinput);
-  CHECK_NOT_NULL(dgain);
-  CHECK_NOT_NULL(workspace);
+  CHECK_NOT_NULL(doutput, x, gain, rstd, dinput, dgain, workspace);
   const char* const name = __func__;
   const bool vectors = in_vectors(dtype, dim, doutput, x, gain, dresidual, dinput, workspace);
   const int64_t parts = parts_of(rows);

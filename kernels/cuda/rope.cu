@@ -55,18 +55,15 @@ int32_t mantou_rope(mantou_context* context, int32_t dtype, int64_t rows, int64_
                     int64_t input_stride, void* output, int64_t output_stride, int32_t inverse) {
   CHECK_NOT_NULL(context);
   CHECK_DTYPE(dtype);
-  CHECK_NOT_NEGATIVE(rows);
-  CHECK_NOT_NEGATIVE(heads);
-  CHECK_NOT_NEGATIVE(head_dim);
+  CHECK_NOT_NEGATIVE(rows, heads, head_dim);
   if (rows == 0 || heads == 0 || head_dim == 0) return MANTOU_OK;
   CHECK(head_dim % 2 == 0, "%s: head_dim must be even, got %lld", __func__, static_cast<long long>(head_dim));
   CHECK(positions || sequence_length > 0, "%s: sequence_length must be positive where positions is null, got %lld",
         __func__, static_cast<long long>(sequence_length));
-  CHECK(rope && input && output, "%s: rope, input or output is null", __func__);
+  CHECK_NOT_NULL(rope, input, output);
   const int64_t width = heads * head_dim;
-  CHECK(input_stride >= width && output_stride >= width,
-        "%s: strides %lld and %lld must be at least heads * head_dim = %lld", __func__,
-        static_cast<long long>(input_stride), static_cast<long long>(output_stride), static_cast<long long>(width));
+  CHECK_AT_LEAST(input_stride, width);
+  CHECK_AT_LEAST(output_stride, width);
   const char* const name = __func__;
   const bool vectors = in_vectors(dtype, head_dim, rope, input, output) && input_stride * bytes_of(dtype) % 16 == 0 &&
                        output_stride * bytes_of(dtype) % 16 == 0;

@@ -61,12 +61,9 @@ int32_t mantou_softmax(mantou_context* context, int32_t dtype, int64_t outer, in
                        const void* input, void* output) {
   CHECK_NOT_NULL(context);
   CHECK_DTYPE(dtype);
-  CHECK_NOT_NEGATIVE(outer);
-  CHECK_NOT_NEGATIVE(dim);
-  CHECK_NOT_NEGATIVE(inner);
+  CHECK_NOT_NEGATIVE(outer, dim, inner);
   if (outer == 0 || dim == 0 || inner == 0) return MANTOU_OK;
-  CHECK_NOT_NULL(input);
-  CHECK_NOT_NULL(output);
+  CHECK_NOT_NULL(input, output);
   const char* const name = __func__;
   const bool vectors = in_vectors(dtype, dim, input, output);
   return with_type(dtype, [=](auto zero) {

@@ -97,8 +97,7 @@ int32_t mantou_silu_forward(mantou_context* context, int32_t dtype, int64_t coun
   CHECK_DTYPE(dtype);
   CHECK_NOT_NEGATIVE(count);
   if (count == 0) return MANTOU_OK;
-  CHECK_NOT_NULL(input);
-  CHECK_NOT_NULL(output);
+  CHECK_NOT_NULL(input, output);
   const char* const name = __func__;
   const bool vectors = is_aligned(input) && is_aligned(output);
   return with_type(dtype, [=](auto zero) {
@@ -114,9 +113,7 @@ int32_t mantou_silu_backward(mantou_context* context, int32_t dtype, int64_t cou
   CHECK_DTYPE(dtype);
   CHECK_NOT_NEGATIVE(count);
   if (count == 0) return MANTOU_OK;
-  CHECK_NOT_NULL(doutput);
-  CHECK_NOT_NULL(input);
-  CHECK_NOT_NULL(dinput);
+  CHECK_NOT_NULL(doutput, input, dinput);
   const char* const name = __func__;
   const bool vectors = is_aligned(doutput) && is_aligned(input) && is_aligned(dinput);
   return with_type(dtype, [=](auto zero) {
@@ -133,11 +130,9 @@ int32_t mantou_swiglu_forward(mantou_context* context, int32_t dtype, int64_t ro
                               void* output) {
   CHECK_NOT_NULL(context);
   CHECK_DTYPE(dtype);
-  CHECK_NOT_NEGATIVE(rows);
-  CHECK_NOT_NEGATIVE(dim);
+  CHECK_NOT_NEGATIVE(rows, dim);
   if (rows == 0 || dim == 0) return MANTOU_OK;
-  CHECK_NOT_NULL(gate_up);
-  CHECK_NOT_NULL(output);
+  CHECK_NOT_NULL(gate_up, output);
   const char* const name = __func__;
   const bool vectors = in_vectors(dtype, dim, gate_up, output);
   return with_type(dtype, [=](auto zero) {
@@ -151,12 +146,9 @@ int32_t mantou_swiglu_backward(mantou_context* context, int32_t dtype, int64_t r
                                const void* gate_up, void* dgate_up) {
   CHECK_NOT_NULL(context);
   CHECK_DTYPE(dtype);
-  CHECK_NOT_NEGATIVE(rows);
-  CHECK_NOT_NEGATIVE(dim);
+  CHECK_NOT_NEGATIVE(rows, dim);
   if (rows == 0 || dim == 0) return MANTOU_OK;
-  CHECK_NOT_NULL(doutput);
-  CHECK_NOT_NULL(gate_up);
-  CHECK_NOT_NULL(dgate_up);
+  CHECK_NOT_NULL(doutput, gate_up, dgate_up);
   const char* const name = __func__;
   const bool vectors = in_vectors(dtype, dim, doutput, gate_up, dgate_up);
   return with_type(dtype, [=](auto zero) {
