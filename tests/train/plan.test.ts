@@ -5,6 +5,7 @@ import { Decoder, type MemoryKind, NativeError, OUT_OF_MEMORY, TransformerLM, op
 import { PlanningDevice, Tensor, openPlanningDevice } from "@mantou/model";
 import { takeSnapshot } from "../../packages/train/src/checkpoint.ts";
 import type { SettledConfig } from "../../packages/train/src/config.ts";
+import { estimateSeconds } from "../../packages/train/src/estimate.ts";
 import { formatPlan, outOfMemory, planTraining } from "../../packages/train/src/plan.ts";
 import { modelConfig, modelOptions } from "../../packages/train/src/run.ts";
 import { formatBytes } from "../../packages/train/src/terminal/format.ts";
@@ -78,6 +79,29 @@ describe("plan", () => {
     }
   });
 
+  test("estimates a time in proportion to the steps, and within a factor of 5 of what they take", () => {
+    // Timings of a busy machine: how close the estimate comes on a quiet one is measured in estimate.ts.
+    const { model } = configOf();
+    const config = configOf({ evalInterval: 0, evalBatches: 1, model: { ...model, dModel: 128, contextLength: 64 } });
+    using device = openDevice("cpu", { threads: 1 });
+    const [from, to] = estimateSeconds({ ...config, steps: 1000 }, device).map((seconds) => seconds / 1000);
+    using trained = new TransformerLM(modelConfig(config), { device, ...modelOptions(config) });
+    using optimizer = createOptimizer(trained, config);
+    const tokens = new Int32Array(config.microBatchSize * 64).fill(3);
+    let best = Number.POSITIVE_INFINITY;
+    for (let i = 0; i < 6; i++) {
+      const started = performance.now();
+      optimizer.zeroGrad();
+      trained.lossAndGradients(tokens, tokens);
+      optimizer.clipAndStep(1e-3, 1);
+      best = Math.min(best, (performance.now() - started) / 1000);
+    }
+    best *= config.batchSize / config.microBatchSize;
+    expect(to!).toBeGreaterThan(from!);
+    expect(to! / best).toBeGreaterThan(1 / 5);
+    expect(from! / best).toBeLessThan(5);
+  });
+
   test("holds nothing, so that a model of any size is planned in no time", () => {
     using device = openPlanningDevice("cuda");
     expect(device).toBeInstanceOf(PlanningDevice);
@@ -127,11 +151,17 @@ describe("train", () => {
   const data = place.file("stories.txt", storyText(20_000));
   afterAll(() => place[Symbol.dispose]());
 
+  test("--plan estimates the time on a device that is there", async () => {
+    const { stdout } = await place.succeed("train", "--device", "cpu", "--steps", "1000000", "--plan");
+    expect(stdout).toMatch(/^ {2}time +\d+[dhm] \d+[hms] to \d+[dhm] \d+[hms], by the speed of this device/m);
+  });
+
   test("--plan prints the config and the plan, leaves nothing behind, and needs no GPU", async () => {
     const { stdout } = await place.succeed("train", "--preset", "1.5b", "--device", "cuda", "--plan");
     expect(stdout).toMatch(/^ +precision +bf16 +what a GPU is fastest in$/m);
     expect(stdout).toMatch(/^ +master weights +5\.\d+ GiB$/m);
     expect(stdout).toMatch(/^ +parameters +1\.\d+B$/m);
+    expect(stdout).toMatch(/^ +time +not known/m);
     expect(existsSync(place.path("runs"))).toBe(false);
   });
 

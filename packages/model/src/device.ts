@@ -138,7 +138,7 @@ export class Device implements Disposable {
 
 /**
  * Counts what a program would allocate, for models that may not fit: it runs on this device what the program runs on
- * another, and then reads `memory`. Sizes of workspaces are those of the library that it is made with.
+ * another, and then reads `memory`, or `profile` for what there would be to compute. Sizes of workspaces are those of the library that it is made with.
  */
 export class PlanningDevice extends Device {
   #native: Native;
@@ -149,7 +149,9 @@ export class PlanningDevice extends Device {
     this.#native = native;
   }
 
-  override run(): void {}
+  override run<N extends SymbolName>(name: N, ...args: CallArguments<N>): void {
+    this.profile?.record(name, args, 0);
+  }
 
   override allocate(bytes: number, kind: MemoryKind = "other"): Memory {
     this.memory.add(kind, bytes);

@@ -83,15 +83,24 @@ export class Profile {
     this.#totalMs = performance.now() - this.#started;
   }
 
+  /** Seconds that the operations would take at these speeds, each bound by its arithmetic if it has any, or else by memory. */
+  secondsAt(peaks: Peaks): number {
+    return [...this.#rows.values()].reduce((sum, row) => sum + ideal(row, peaks), 0);
+  }
+
   /** From start to stop: operations by time, the time that no operation took, and all of it. */
   result(peaks: Peaks): { rows: ProfileRow[]; restMs: number; totalMs: number } {
     const totalMs = this.#totalMs;
     const rows = [...this.#rows.values()].map(({ bfloat16, ...row }) => {
-      const ideal =
-        row.flops > 0 ? row.flops / (bfloat16 ? peaks.bfloat16Flops : peaks.float32Flops) : row.bytes / peaks.bytesRead;
-      return { ...row, share: (1000 * ideal) / row.ms };
+      return { ...row, share: (1000 * ideal({ bfloat16, ...row }, peaks)) / row.ms };
     });
     rows.sort((a, b) => b.ms - a.ms);
     return { rows, restMs: totalMs - rows.reduce((sum, { ms }) => sum + ms, 0), totalMs };
   }
+}
+
+/** Seconds at the peak of the unit that bounds it. */
+function ideal({ flops, bytes, bfloat16 }: Cost & { bfloat16: boolean }, peaks: Peaks): number {
+  if (flops === 0) return bytes / peaks.bytesRead;
+  return flops / (bfloat16 ? peaks.bfloat16Flops : peaks.float32Flops);
 }

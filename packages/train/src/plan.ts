@@ -9,7 +9,7 @@ import { UserError } from "./errors.ts";
 import { modelConfig, modelOptions } from "./run.ts";
 import { flopsPerToken as flopsOf } from "./measure.ts";
 import { flagOf } from "./schema.ts";
-import { type Cell, formatBytes, formatCount, formatTable } from "./terminal/format.ts";
+import { type Cell, formatBytes, formatCount, formatDuration, formatTable } from "./terminal/format.ts";
 import { plainStyle, type Style } from "./terminal/style.ts";
 import { createOptimizer } from "./trainer.ts";
 
@@ -50,14 +50,23 @@ export function planTraining(config: SettledConfig): Plan {
   };
 }
 
-/** The plan as a command prints it, without a final newline. */
-export function formatPlan(plan: Plan, style: Style = plainStyle): string {
+/**
+ * The plan as a command prints it, without a final newline.
+ * @param seconds the estimate of the time, from and to, where there is a device to measure
+ */
+export function formatPlan(plan: Plan, seconds?: [from: number, to: number], style: Style = plainStyle): string {
   const { parameters, flopsPerToken, tokensPerStep, tokens, checkpointCopy } = plan;
   const indented = (rows: Cell[][]) => formatTable(rows).replaceAll(/^/gm, "  ");
   const sizes: Cell[][] = [
     ["parameters", formatCount(parameters)],
     ["arithmetic", `${formatCount(flopsPerToken)} FLOPs a token, ${(flopsPerToken * tokens).toExponential(2)} in all`],
     ["tokens", `${formatCount(tokensPerStep)} a step, ${formatCount(tokens)} in all`],
+    [
+      "time",
+      seconds === undefined
+        ? "not known: the device is not here to be measured"
+        : `${seconds.map((each) => formatDuration(each)).join(" to ")}, by the speed of this device, samples not counted`,
+    ],
   ];
   return [
     style.bold("plan"),

@@ -5,13 +5,14 @@
 import { existsSync } from "node:fs";
 import { availableParallelism } from "node:os";
 import { join } from "node:path";
-import { type Device, NativeError, OUT_OF_MEMORY, Profile, TransformerLM, openDevice } from "@mantou/model";
+import { type Device, NativeError, OUT_OF_MEMORY, Profile, TransformerLM, hasGpu, openDevice } from "@mantou/model";
 import { z } from "zod";
 import { type ResolvedConfig, choose, chooseBatchSizes, readRunConfig, resolveConfig, settled } from "../config.ts";
 import { type SettledConfig, trainConfigSchema } from "../config.ts";
 import { listCheckpoints } from "../checkpoint.ts";
 import { watchRun, writeReport } from "../dashboard/index.ts";
 import { UserError } from "../errors.ts";
+import { estimateSeconds } from "../estimate.ts";
 import { checkSources, checkTextLengths, prepareData, prepareTokenizer } from "../prepare.ts";
 import { presets } from "../presets.ts";
 import { formatPlan, outOfMemory, planTraining } from "../plan.ts";
@@ -63,7 +64,7 @@ const command: Command = {
       .meta({ group: "Start from", description: "JSON file with settings over the preset's", placeholder: "FILE" }),
     plan: z.boolean().default(false).meta({
       group: "Start from",
-      description: "only tell what the run would need: memory by kind, arithmetic, tokens; needs no GPU",
+      description: "only tell what the run would need: memory by kind, arithmetic, tokens, time; needs no GPU",
     }),
     resume: z
       .string()
@@ -222,10 +223,13 @@ function planOf(layers: Parameters<typeof resolveConfig>[0], style: Style): stri
   const resolved = resolveConfig(layers);
   const { device: asked } = resolved.config;
   chooseThreads(resolved);
-  using opened = asked === "cuda" ? null : openDevice(asked, { threads: settledThreads(resolved) });
+  const isAbsent = asked === "cuda" && !hasGpu();
+  using opened = isAbsent ? null : openDevice(asked, { threads: settledThreads(resolved) });
   const preferredPrecision = { precision: "bf16" as const, reason: "what a GPU is fastest in" };
   chooseForDevice(resolved, opened ?? { name: "cuda", reason: "asked for", preferredPrecision });
-  return `${formatConfig(resolved, widthOf(process.stdout), style)}\n\n${formatPlan(planTraining(settled(resolved)), style)}`;
+  const config = settled(resolved);
+  const plan = formatPlan(planTraining(config), opened ? estimateSeconds(config, opened) : undefined, style);
+  return `${formatConfig(resolved, widthOf(process.stdout), style)}\n\n${plan}`;
 }
 
 /** The model with the memory of its steps. @throws UserError when there is not enough */
