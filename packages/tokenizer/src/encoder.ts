@@ -6,7 +6,7 @@
 import type { Sink } from "./feed.ts";
 import { hashBytes } from "./hash.ts";
 import { LongMerger } from "./merge-long.ts";
-import type { Vocabulary } from "./vocabulary.ts";
+import { NO_RANK, type Vocabulary } from "./vocabulary.ts";
 
 /** Longest piece, in bytes, of the cache of short pieces, and the most ids that an entry holds. */
 const SHORT = 15;
@@ -24,8 +24,6 @@ const STORE = 1 << 21;
 
 /** Longer pieces go to the LongMerger: searching the lowest rank again each time is quadratic. */
 const MAX_LINEAR = 96;
-
-const NO_RANK = 0x7fffffff;
 
 /** Masks that keep the first n bytes of each of four little-endian words. */
 const MASKS = Array.from({ length: 4 }, (_, word) =>
@@ -269,14 +267,10 @@ export class PieceEncoder {
     const vocabulary = this.#vocabulary;
     const ids = this.#ids;
     const ranks = this.#ranks; // of the pair that starts at each place
-    const pairs = vocabulary.pairs;
-    const { byteIds, byteMerges, merges } = vocabulary;
+    const { byteIds, byteRanks, merges } = vocabulary;
     let length = end - start;
     for (let i = 0; i < length; i++) ids[i] = byteIds[bytes[start + i]];
-    for (let i = 0; i + 1 < length; i++) {
-      const slot = byteMerges[(bytes[start + i] << 8) | bytes[start + i + 1]];
-      ranks[i] = slot < 0 ? NO_RANK : pairs[slot + 2];
-    }
+    for (let i = 0; i + 1 < length; i++) ranks[i] = byteRanks[(bytes[start + i] << 8) | bytes[start + i + 1]];
     while (length > 1) {
       let best = NO_RANK;
       let at = -1;
@@ -293,16 +287,11 @@ export class PieceEncoder {
         ids[i] = ids[i + 1];
         ranks[i] = ranks[i + 1];
       }
-      if (at > 0) this.#rankPair(at - 1);
-      if (at + 1 < length) this.#rankPair(at);
+      if (at > 0) ranks[at - 1] = vocabulary.rankOf(ids[at - 1], ids[at]);
+      if (at + 1 < length) ranks[at] = vocabulary.rankOf(ids[at], ids[at + 1]);
     }
     for (let i = 0; i < length; i++) out[n++] = ids[i];
     return n;
-  }
-
-  #rankPair(i: number): void {
-    const slot = this.#vocabulary.findMerge(this.#ids[i], this.#ids[i + 1]);
-    this.#ranks[i] = slot < 0 ? NO_RANK : this.#vocabulary.pairs[slot + 2];
   }
 }
 

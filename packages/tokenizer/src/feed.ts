@@ -92,9 +92,9 @@ export class TextFeed {
     }
     let index = 0;
     while (index < end) {
-      if (this.#capacity - this.#length < 3) this.#makeRoom();
-      const room = this.#capacity - this.#length;
-      let stop = Math.min(end, index + room);
+      if (this.#capacity - this.#length < this.#capacity >> 2) this.#makeRoom();
+      // three bytes for each unit: where the room may not do, encodeInto is many times slower
+      let stop = Math.min(end, index + Math.max(2, Math.floor((this.#capacity - this.#length) / 3)));
       if (stop < end) {
         const unit = text.charCodeAt(stop - 1);
         if (unit >= 0xd800 && unit < 0xdc00) stop--; // the other half comes with the next slice
@@ -103,7 +103,6 @@ export class TextFeed {
       const { read, written } = encodeUtf8Into(slice, this.#bytes.subarray(this.#length, this.#capacity));
       index += read;
       this.#length += written;
-      if (read === 0) this.#makeRoom(); // four bytes did not fit in three
     }
   }
 

@@ -4,7 +4,7 @@
  * right before the next rank is asked for, unless a merge makes a pair of a still lower rank (no trained vocabulary does,
  * an imported one may): then that one goes first.
  */
-import type { Vocabulary } from "./vocabulary.ts";
+import { NO_RANK, type Vocabulary } from "./vocabulary.ts";
 
 const NONE = -1;
 
@@ -26,12 +26,12 @@ export class LongMerger {
 
   /** Writes the ids of the piece `bytes[start, end)` to `out` from `n` on; returns where they end. */
   merge(bytes: Uint8Array, start: number, end: number, out: Int32Array, n: number): number {
-    const { byteIds, byteMerges, pairs, merges } = this.#vocabulary;
+    const { byteIds, byteRanks, merges } = this.#vocabulary;
     const length = end - start;
     const ids = new Int32Array(length);
     const next = new Int32Array(length); // length: none
     const previous = new Int32Array(length); // NONE: none
-    const ranks = new Int32Array(length).fill(NONE); // of the pair that starts at each place, where one does
+    const ranks = new Int32Array(length).fill(NO_RANK); // of the pair that starts at each place, where one does
     this.#places = new Int32Array(2 * length);
     this.#nexts = new Int32Array(2 * length);
     for (let i = 0; i < length; i++) {
@@ -40,17 +40,14 @@ export class LongMerger {
       previous[i] = i - 1;
     }
     for (let i = length - 2; i >= 0; i--) {
-      const slot = byteMerges[(bytes[start + i] << 8) | bytes[start + i + 1]];
-      if (slot < 0) continue;
-      ranks[i] = pairs[slot + 2];
-      this.#add(ranks[i], i);
+      ranks[i] = byteRanks[(bytes[start + i] << 8) | bytes[start + i + 1]];
+      if (ranks[i] !== NO_RANK) this.#add(ranks[i], i);
     }
 
     const rankPair = (place: number): number => {
-      const slot = this.#vocabulary.findMerge(ids[place], ids[next[place]]);
-      const rank = slot < 0 ? NONE : pairs[slot + 2];
+      const rank = this.#vocabulary.rankOf(ids[place], ids[next[place]]);
       ranks[place] = rank;
-      if (rank !== NONE) this.#add(rank, place);
+      if (rank !== NO_RANK) this.#add(rank, place);
       return rank;
     };
     while (this.#heap.length > 0) {
@@ -63,19 +60,15 @@ export class LongMerger {
         const right = next[place];
         const after = next[right];
         ids[place] = merged;
-        ranks[right] = NONE;
-        ranks[place] = NONE;
+        ranks[right] = NO_RANK;
+        ranks[place] = NO_RANK;
         next[place] = after;
         let lowest = rank;
         if (after < length) {
           previous[after] = place;
-          const born = rankPair(place);
-          if (born !== NONE && born < lowest) lowest = born;
+          lowest = Math.min(lowest, rankPair(place));
         }
-        if (previous[place] !== NONE) {
-          const born = rankPair(previous[place]);
-          if (born !== NONE && born < lowest) lowest = born;
-        }
+        if (previous[place] !== NONE) lowest = Math.min(lowest, rankPair(previous[place]));
         if (lowest < rank) {
           // put the rest back and start again from the lower rank
           for (let j = list.length - 1; j > i; j--) this.#add(rank, list[j]);

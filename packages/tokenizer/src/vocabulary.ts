@@ -23,6 +23,9 @@ export const MAX_IDS = 2 ** 24;
 /** Tokens up to this many bytes are kept as three words as well, for quick copying. */
 export const PACKED_BYTES = 12;
 
+/** Of a pair that no merge is of: greater than any rank. */
+export const NO_RANK = 0x7fffffff;
+
 /** A token as an error message shows it. */
 export function showToken(bytes: Uint8Array): string {
   try {
@@ -47,15 +50,15 @@ export class Vocabulary {
   readonly packed: Int32Array;
   /** Id of each single byte. */
   readonly byteIds: Int32Array;
-  /** What `findMerge` gives for each pair of bytes, at (left << 8) | right: most look-ups are of these. */
-  readonly byteMerges: Int32Array;
+  /** `rankOf` each pair of bytes, at (left << 8) | right: most look-ups are of these. */
+  readonly byteRanks: Int32Array;
   /** Left id, right id and id of the result of merge i: at 3i, 3i + 1, 3i + 2. */
   readonly merges: Int32Array;
   readonly specialTokens: ReadonlyMap<string, number>;
 
   /** Id + 1 by hash of the bytes; 0 is free. */
   readonly #byBytes: Int32Array;
-  /** Entries of four words: left id + 1 (0: free), right id, rank, id of the result. */
+  /** Entries of four words: left id + 1 (0: free), right id, rank, nothing. */
   readonly #byPair: Int32Array;
   readonly #pairShift: number;
   /** Special tokens that neither a byte nor a merge makes. */
@@ -139,14 +142,16 @@ export class Vocabulary {
       this.#byPair[slot] = leftId + 1;
       this.#byPair[slot + 1] = rightId;
       this.#byPair[slot + 2] = rank;
-      this.#byPair[slot + 3] = id;
       this.merges[3 * rank] = leftId;
       this.merges[3 * rank + 1] = rightId;
       this.merges[3 * rank + 2] = id;
     }
 
-    this.byteMerges = new Int32Array(65536);
-    for (let i = 0; i < 65536; i++) this.byteMerges[i] = this.findMerge(this.byteIds[i >> 8], this.byteIds[i & 255]);
+    this.byteRanks = new Int32Array(65536).fill(NO_RANK);
+    for (let rank = 0; rank < merges.length; rank++) {
+      if (merges[rank][0].length > 1 || merges[rank][1].length > 1) continue;
+      this.byteRanks[(merges[rank][0][0] << 8) | merges[rank][1][0]] = rank;
+    }
 
     const specials = new Map<string, number>();
     const textOfSpecial = new Map<number, string>();
@@ -189,15 +194,10 @@ export class Vocabulary {
     return this.#byBytes[this.#slotOf(bytes, start, end)] - 1;
   }
 
-  /** Position in `pairs` of the merge of two tokens, or -1. */
-  findMerge(left: number, right: number): number {
+  /** Number of the merge of two tokens, or NO_RANK. */
+  rankOf(left: number, right: number): number {
     const slot = this.#pairSlot(left, right);
-    return this.#byPair[slot] === 0 ? -1 : slot;
-  }
-
-  /** The table that `findMerge` points into: rank at + 2, id of the result at + 3. */
-  get pairs(): Int32Array {
-    return this.#byPair;
+    return this.#byPair[slot] === 0 ? NO_RANK : this.#byPair[slot + 2];
   }
 
   #slotOf(bytes: Uint8Array, start: number, end: number): number {
