@@ -1,14 +1,16 @@
 /**
  * Generation on the CPU with a key/value cache, one stream, the 17M TinyStories shape: milliseconds a token, against the
  * time that reading the weights from memory takes at least.
- * Usage: bun bench/cpu/generate.ts [--rounds 5]
+ * Usage: bun bench/cpu/generate.ts [--rounds 5] [--save]
  */
 import { parseArgs } from "node:util";
 import { TransformerLM, generate, openDevice } from "@mantou/model";
-import { formatTable } from "../../packages/train/src/terminal/format.ts";
 import { median } from "./peer.ts";
+import { report } from "./report.ts";
 
-const { values } = parseArgs({ options: { rounds: { type: "string", default: "5" } } });
+const { values } = parseArgs({
+  options: { rounds: { type: "string", default: "5" }, save: { type: "boolean", default: false } },
+});
 const config = { vocabSize: 10_000, contextLength: 256, dModel: 512, numLayers: 4, numHeads: 16, dFf: 1344 };
 const TOKENS = 100;
 
@@ -29,5 +31,11 @@ const rows = (["fp32", "bf16"] as const).map((precision) => {
   const [ms, least] = [median(times), (1000 * weights) / bytesRead];
   return [precision, ms.toFixed(2), least.toFixed(2), `${(ms / least).toFixed(2)} ×`];
 });
-console.log(`${device.description}; ${(bytesRead / 1e9).toFixed(1)} GB/s read; median of ${values.rounds}`);
-console.log(formatTable(rows, { header: ["", "ms a token", "reading the weights", "ratio"] }));
+report(values.save && "generate", {
+  title: "Generation with a key/value cache, one stream, 17M",
+  notes: [
+    `${device.description}; ${(bytesRead / 1e9).toFixed(1)} GB/s read; median of ${values.rounds} rounds of ${TOKENS}`,
+  ],
+  header: ["", "ms a token", "reading the weights", "ratio"],
+  rows,
+});

@@ -1,15 +1,20 @@
 /**
  * The operations that memory should limit, in float32 and bfloat16: bytes moved a second, beside a plain addition of
  * float32 (the yardstick of kernels/README.md) measured in turn with each.
- * Usage: bun bench/cpu/memory-bound.ts [--threads N] [--rounds 15]
+ * Usage: bun bench/cpu/memory-bound.ts [--threads N] [--rounds 15] [--save]
  */
 import { cpus } from "node:os";
 import { parseArgs } from "node:util";
 import { type FloatType, Tensor, openDevice, operations } from "@mantou/model";
-import { formatTable } from "../../packages/train/src/terminal/format.ts";
+import { median } from "./peer.ts";
+import { report } from "./report.ts";
 
 const { values } = parseArgs({
-  options: { threads: { type: "string", default: "0" }, rounds: { type: "string", default: "15" } },
+  options: {
+    threads: { type: "string", default: "0" },
+    rounds: { type: "string", default: "15" },
+    save: { type: "boolean", default: false },
+  },
 });
 using device = openDevice("cpu", { threads: Number(values.threads) });
 const rounds = Number(values.rounds);
@@ -17,10 +22,6 @@ const rounds = Number(values.rounds);
 // Far more than the caches hold: 64 MiB and more an array.
 const [rows, dim, vocab] = [16384, 1024, 10048];
 const count = rows * dim;
-
-function median(numbers: number[]): number {
-  return numbers.toSorted((a, b) => a - b)[Math.floor(numbers.length / 2)]!;
-}
 
 function time(act: () => void): number {
   const started = performance.now();
@@ -36,7 +37,7 @@ const random = (shape: number[], type: FloatType) => {
 const [a, b, c] = [1, 2, 3].map(() => random([count], "float32")) as [Tensor, Tensor, Tensor];
 const yardstick = () => operations.add(c, a, b);
 
-const results: (string | number)[][] = [];
+const results: string[][] = [];
 for (const type of ["float32", "bfloat16"] as const) {
   const size = type === "float32" ? 4 : 2;
   using x = random([rows, dim], type);
@@ -103,5 +104,9 @@ for (const type of ["float32", "bfloat16"] as const) {
   }
   for (const tensor of [scalars, decays, moment, second]) tensor[Symbol.dispose]();
 }
-console.log(`${cpus()[0]?.model}, ${device.description}, Bun ${Bun.version}`);
-console.log(formatTable(results, { header: ["", "type", "GB/s", "of a float32 addition's"] }));
+report(values.save && "memory-bound", {
+  title: "Operations that memory limits",
+  notes: [`${cpus()[0]?.model}; ${device.description}; median of ${rounds} rounds in turns`],
+  header: ["", "type", "GB/s", "of a float32 addition's"],
+  rows: results,
+});

@@ -13,6 +13,8 @@ export interface Report {
   notes: string[];
   header: string[];
   rows: string[][];
+  /** Printed as it is, in place of a table. */
+  text?: string;
 }
 
 interface Kept extends Report {
@@ -25,8 +27,8 @@ interface Kept extends Report {
 const results = join(import.meta.dir, "../results");
 
 /** @param name the entry to keep it under; false or empty to print alone */
-export function report(name: string | false, { title, notes, header, rows }: Report): void {
-  console.log(`\n${title}\n${notes.join("\n")}\n${formatTable(rows, { header })}`);
+export function report(name: string | false, { title, notes, header, rows, text }: Report): void {
+  console.log(`\n${title}\n${notes.join("\n")}\n${text ?? formatTable(rows, { header })}`);
   if (!name) return;
   const at = new Date().toISOString();
   const path = join(results, `cpu-${chip()}-${at.slice(0, 10)}`);
@@ -35,7 +37,7 @@ export function report(name: string | false, { title, notes, header, rows }: Rep
   const options = process.argv.slice(2).map((option) => (option.startsWith("/") ? option.split("/").at(-1)! : option));
   const quoted = options.map((option) => (/[^\w./=,-]/.test(option) ? `"${option}"` : option));
   const command = ["bun", process.argv[1]!.slice(join(results, "../..").length + 1), ...quoted].join(" ");
-  kept[name] = { title, notes, header, rows, command, at, bun: Bun.version };
+  kept[name] = { title, notes, header, rows, text, command, at, bun: Bun.version };
   mkdirSync(results, { recursive: true });
   writeFileSync(`${path}.json`, `${JSON.stringify(kept, null, 2)}\n`);
   writeFileSync(`${path}.md`, markdown(Object.values(kept)));
@@ -45,7 +47,7 @@ export function report(name: string | false, { title, notes, header, rows }: Rep
 function markdown(kept: Kept[]): string {
   const memory = `${(totalmem() / 2 ** 30).toFixed(0)} GiB`;
   const lines = [`# ${cpus()[0]?.model}, ${cpus().length} CPUs, ${memory}, ${process.platform} ${release()}`];
-  for (const { title, notes, header, rows, command, at, bun } of kept) {
+  for (const { title, notes, header, rows, text, command, at, bun } of kept) {
     const row = (cells: string[]) => `| ${cells.join(" | ")} |`;
     lines.push(
       "",
@@ -56,7 +58,8 @@ function markdown(kept: Kept[]): string {
       ...notes.map((note) => `- ${note}`),
       "",
     );
-    lines.push(row(header), row(header.map(() => "---")), ...rows.map(row));
+    if (text) lines.push("```", text, "```");
+    else lines.push(row(header), row(header.map(() => "---")), ...rows.map(row));
   }
   return `${lines.join("\n")}\n`;
 }

@@ -2,16 +2,17 @@
  * Whole training steps (forward, backward, clipping, AdamW) on the CPU, in float32 and bfloat16, side by side with
  * PyTorch in turns on the same machine: median milliseconds of each and the ratio.
  * Usage: bun bench/cpu/step.ts [--preset shakespeare|tinystories] [--pairs 5] [--precision fp32,bf16] [--python PYTHON]
- *        [--modes "float32 compiled,bfloat16 compiled"] [--profile]
- *        --python takes one that has PyTorch; without it only our side runs. --profile says where our time goes.
+ *        [--modes "float32 compiled,bfloat16 compiled"] [--profile] [--save]
+ *        --python takes one that has PyTorch; without it only our side runs. --profile says where our time goes; --save
+ *        keeps the table in bench/results/. Every measurement is told on standard error as it is made.
  */
 import { availableParallelism, cpus } from "node:os";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { AdamW, Profile, TransformerLM, openDevice } from "@mantou/model";
-import { formatTable } from "../../packages/train/src/terminal/format.ts";
 import { profileTable } from "../../packages/train/src/terminal/profile.ts";
 import { Peer, median } from "./peer.ts";
+import { report } from "./report.ts";
 
 const shapes = {
   /** nanoGPT's small CPU configuration. */
@@ -28,6 +29,7 @@ const { values } = parseArgs({
     python: { type: "string" },
     modes: { type: "string", default: "float32,float32 compiled,bfloat16,bfloat16 compiled" },
     profile: { type: "boolean", default: false },
+    save: { type: "boolean", default: false },
   },
 });
 const shape = shapes[values.preset as keyof typeof shapes];
@@ -49,8 +51,10 @@ function ours(precision: "fp32" | "bf16"): number {
   using optimizer = new AdamW(model.parameters());
   const size = shape.batch * shape.ctx;
   const times: number[] = [];
-  for (let step = 0; step < shape.warmup + shape.steps; step++) {
-    const tokens = Int32Array.from({ length: size + 1 }, () => Math.floor(Math.random() * shape.vocab));
+  const batches = Array.from({ length: shape.warmup + shape.steps }, () =>
+    Int32Array.from({ length: size + 1 }, () => Math.floor(Math.random() * shape.vocab)),
+  );
+  for (const [step, tokens] of batches.entries()) {
     if (values.profile && step === shape.warmup) device.profile = new Profile();
     const started = performance.now();
     optimizer.zeroGrad();
@@ -61,18 +65,32 @@ function ours(precision: "fp32" | "bf16"): number {
   const { profile } = device;
   profile?.stop();
   device.profile = null;
-  if (profile) console.log(`\n${precision}\n${profileTable(profile, device.peaks(), shape.steps)}`);
+  if (profile) {
+    report(values.save && `profile-${values.preset}-${precision}`, {
+      title: `Where a step's time goes, ${values.preset}, ${precision}`,
+      notes: [device.description],
+      header: [],
+      rows: [],
+      text: profileTable(profile, device.peaks(), shape.steps),
+    });
+  }
   return median(times.slice(shape.warmup));
 }
 
 const results: Record<string, number[]> = {};
-const record = (name: string, ms: number) => void (results[name] ??= []).push(ms);
+const record = (name: string, ms: number) => {
+  (results[name] ??= []).push(ms);
+  console.error(`${name}: ${ms.toFixed(1)} ms`);
+};
 const question = JSON.stringify({ ...shape, threads: availableParallelism() });
 await using peer = values.python
   ? await Peer.start([values.python, join(import.meta.dir, "step_peer.py"), question])
   : null;
 const modes = peer ? values.modes.split(",") : [];
-for (const mode of modes) await peer!.ask(mode); // compiles
+for (const mode of modes) {
+  console.error(`${String(peer!.greeting)} ${mode}: compiling`);
+  await peer!.ask(mode);
+}
 for (let pair = 0; pair < Number(values.pairs); pair++) {
   for (const precision of values.precision.split(",") as ("fp32" | "bf16")[]) {
     record(`Mantou ${precision}`, ours(precision));
@@ -80,16 +98,31 @@ for (let pair = 0; pair < Number(values.pairs); pair++) {
   for (const mode of modes) record(`${String(peer!.greeting)} ${mode}`, Number(await peer!.ask(mode)));
 }
 
-console.log(`\n${values.preset}: ${JSON.stringify(shape)}`);
-console.log(`${device.description}; ${cpus()[0]?.model}, ${cpus().length} CPUs; Bun ${Bun.version}`);
-const best = (theirs: boolean) =>
+const best = (theirs: boolean, pattern: RegExp) =>
   Math.min(
-    ...Object.entries(results).flatMap(([name, ms]) => (name.startsWith("PyTorch") === theirs ? median(ms) : [])),
+    ...Object.entries(results).flatMap(([name, ms]) =>
+      name.startsWith("PyTorch") === theirs && pattern.test(name) ? median(ms) : [],
+    ),
   );
 const rows = Object.entries(results).map(([name, times]) => {
   const ms = median(times);
   const tokens = Math.round((shape.batch * shape.ctx * 1000) / ms);
   return [name, ms.toFixed(1), String(tokens), times.map((time) => time.toFixed(1)).join(" ")];
 });
-console.log(formatTable(rows, { header: ["", "ms a step", "tokens/s", "runs"] }));
-if (peer) console.log(`best against best: ${(best(true) / best(false)).toFixed(2)} ×`);
+const ratio = (label: string, ours: RegExp, theirs: RegExp) => {
+  const value = best(true, theirs) / best(false, ours);
+  return Number.isFinite(value) && value > 0 ? [`${label}: ${value.toFixed(2)} ×`] : [];
+};
+report(values.save && `step-${values.preset}`, {
+  title: `A training step, ${values.preset}`,
+  notes: [
+    Object.entries(shape)
+      .map(([name, value]) => `${name} ${value}`)
+      .join(", "),
+    `${device.description}; ${cpus()[0]?.model}, ${cpus().length} CPUs; medians of ${values.pairs} turns`,
+    ...ratio("best against best", /./, /./),
+    ...ratio("float32 against float32", /fp32/, /float32/),
+  ],
+  header: ["", "ms a step", "tokens/s", "runs"],
+  rows,
+});
