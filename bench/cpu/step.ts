@@ -113,7 +113,7 @@ const ratio = (label: string, ours: RegExp, theirs: RegExp) => {
   const value = best(true, theirs) / best(false, ours);
   return Number.isFinite(value) && value > 0 ? [`${label}: ${value.toFixed(2)} ×`] : [];
 };
-report(values.save && `step-${values.preset}`, {
+report(values.save && !values.profile && `step-${values.preset}`, {
   title: `A training step, ${values.preset}`,
   notes: [
     Object.entries(shape)

@@ -207,7 +207,8 @@ void attend(const mantou_context* context, const Attention<T>& p) {
 // ---- one new token per sequence -------------------------------------------------------------------------------------
 
 // The inner products of q with LANES rows of k, of which the first `count` exist.
-Vector scores_of(int64_t dim, const float* q, const float* k, int64_t stride, int64_t count) {
+template <typename T>
+Vector scores_of(int64_t dim, const float* q, const T* k, int64_t stride, int64_t count) {
   Vector sum[LANES] = {};
   for_vectors(dim, [&](int64_t c, auto part) {
     const Vector value = load(q + c, part);
@@ -223,9 +224,11 @@ Vector scores_of(int64_t dim, const float* q, const float* k, int64_t stride, in
   return total;
 }
 
-// One query against `keys` cached keys: reads every key and value once, in place.
-void attend_one(int64_t keys, int64_t dim, const float* q, const float* k, const float* v, int64_t stride,
-                float* output) {
+// One query against `keys` cached keys: reads every key and value once. `room`: BLOCK rows of values in float32, where
+// they are not.
+template <typename T>
+void attend_one(int64_t keys, int64_t dim, const float* q, const T* k, const T* v, int64_t stride, float* room,
+                T* output) {
   float weights[BLOCK], sum[MAX_HEAD_DIM], edge[BLOCK * LANES];
   float most = -INFINITY, total = 0;
   for (int64_t key = 0; key < keys; key += BLOCK) {
@@ -249,32 +252,42 @@ void attend_one(int64_t keys, int64_t dim, const float* q, const float* k, const
     total = total * correction + horizontal_sum(added);
     if (key > 0 && correction != 1)
       for (int64_t c = 0; c < dim; c++) sum[c] *= correction;
-    const float* values = v + key * stride;
+    const T* const from = v + key * stride;
     const int64_t whole = dim / LANES * LANES;
-    multiply_tiles(1, whole, count, weights, 1, values, stride, sum, MAX_HEAD_DIM, key > 0);
+    const float* values = room;
+    int64_t values_stride = whole;
+    if constexpr (std::is_same_v<T, float>) {
+      values = from;
+      values_stride = stride;
+    } else {
+      for (int64_t i = 0; i < count; i++)
+        for (int64_t c = 0; c < whole; c += LANES) store(room + i * whole + c, load(from + i * stride + c));
+    }
+    multiply_tiles(1, whole, count, weights, 1, values, values_stride, sum, MAX_HEAD_DIM, key > 0);
     if (whole < dim) {
       for (int64_t i = 0; i < count; i++)
-        store(edge + i * LANES, load(values + i * stride + whole, Part{dim - whole}));
+        store(edge + i * LANES, load(from + i * stride + whole, Part{dim - whole}));
       tile(1, dim - whole, count, weights, 1, edge, LANES, sum + whole, MAX_HEAD_DIM, key > 0);
     }
   }
-  for (int64_t c = 0; c < dim; c++) output[c] = sum[c] / total;
+  for (int64_t c = 0; c < dim; c++) output[c] = from_float<T>(sum[c] / total);
 }
 
-void attend_last(const mantou_context* context, const Attention<float>& p) {
+template <typename T>
+void attend_last(const mantou_context* context, const Attention<T>& p) {
   const int64_t group = p.heads / p.kv_heads;
   const int64_t grain = larger(1, (int64_t{1} << 14) / ((p.largest_start() + 1) * p.dim * group));
-  parallel_for(context, p.batch * p.kv_heads, grain, [&](int64_t begin, int64_t end, int) {
+  parallel_for(context, p.batch * p.kv_heads, grain, [&](int64_t begin, int64_t end, int thread) {
     float q[MAX_HEAD_DIM];
     for (int64_t item = begin; item < end; item++) {
       const int64_t sequence = item / p.kv_heads, kv_head = item % p.kv_heads;
       const int64_t start = p.start(sequence);
       const int64_t offset = p.slot(sequence) * p.kv_rows * p.kv_stride + kv_head * p.dim;
       for (int64_t head = kv_head * group; head < (kv_head + 1) * group; head++) {
-        const float* from = p.q + sequence * p.q_stride + head * p.dim;
+        const T* from = p.q + sequence * p.q_stride + head * p.dim;
         if (p.q_rope) rotate_row(p.dim, p.q_rope + start * p.dim, false, from, q);
-        for (int64_t c = 0; c < p.dim; c++) q[c] = (p.q_rope ? q : from)[c] * p.scale;
-        attend_one(start + 1, p.dim, q, p.k + offset, p.v + offset, p.kv_stride,
+        for (int64_t c = 0; c < p.dim; c++) q[c] = (p.q_rope ? q[c] : to_float(from[c])) * p.scale;
+        attend_one(start + 1, p.dim, q, p.k + offset, p.v + offset, p.kv_stride, context->thread_scratch<float>(thread),
                    p.output + (sequence * p.heads + head) * p.dim);
       }
     }
@@ -343,10 +356,8 @@ int32_t mantou_attention_cached(mantou_context* context, int32_t dtype, int64_t 
       }
       std::memcpy(values + cached, static_cast<const T*>(v) + row * kv_stride, static_cast<size_t>(width) * sizeof(T));
     }
-    if constexpr (std::is_same_v<T, float>) {
-      if (length == 1) return attend_last(context, problem);
-    }
-    attend(context, problem);
+    if (length == 1) attend_last(context, problem);
+    else attend(context, problem);
   });
   return MANTOU_OK;
 }
