@@ -63,6 +63,32 @@ describe("the shuffled order", () => {
 });
 
 describe("many shards", () => {
+  test("a run on them goes on to the last bit after a stop, and is the run on one file", async () => {
+    const tokens = Int32Array.from({ length: 4000 }, (_, i) => 97 + ((i * 7 + (i >> 3)) % 11));
+    const about = { vocabSize: 257, tokenizerHash: "0" };
+    const shards = () =>
+      new ShardedTokens(
+        [0, 1300, 1301, 2900].map((begin, i, begins) => {
+          const path = join(folder, `run-${i}.bin`);
+          writeTokens(path, [tokens.subarray(begin, begins[i + 1] ?? tokens.length)], about);
+          return new TokenFile(device, path, about);
+        }),
+      );
+    for (const order of ["random", "shuffled"]) {
+      const config = smallConfig({ order, microBatchSize: 2 });
+      const whole = await trainSmall({ config, data: new ArrayTokens(Uint16Array.from(tokens)) });
+      using first = shards();
+      const events = (_: unknown, stop: AbortController) => ({
+        onStep: ({ step }: { step: number }) => void (step === 7 && stop.abort()),
+      });
+      const { run, step } = await trainSmall({ config, data: first, events });
+      expect(step).toBe(7);
+      using second = shards();
+      const { weights } = await trainSmall({ config, data: second, directory: run });
+      expect(weights).toEqual(whole.weights);
+    }
+  });
+
   const all = Uint16Array.from({ length: 5000 }, (_, i) => (i * i + 7 * i) % 900);
   const about = { vocabSize: 900, tokenizerHash: "0" };
 
