@@ -1,7 +1,7 @@
 /**
  * One measurement of an npm package, in a process of its own; prints JSON. Started by run.ts from the directory where the
  * peers are installed, so that this repository does not depend on them.
- * Usage: bun|node bench/tokenizer/peers.mjs PEER TEXT MEGABYTES GPT2_DIRECTORY
+ * Usage: bun|node bench/tokenizer/peers.mjs PEER TEXT MEGABYTES GPT2 (for kitoken and tokenizers: as tokenizer.json)
  */
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
@@ -31,6 +31,11 @@ const encoders = {
     const tokenizer = new Tokenizer(await load("ai-tokenizer/encoding/cl100k_base"));
     return () => tokenizer.encode(text).length;
   },
+  kitoken: async () => {
+    const { Kitoken } = require("kitoken/node");
+    const tokenizer = new Kitoken(readFileSync(gpt2));
+    return () => tokenizer.encode(text, false).length;
+  },
   tokenizers: async () => {
     const { Tokenizer } = require("tokenizers");
     const tokenizer = Tokenizer.fromFile(`${gpt2}`);
@@ -38,7 +43,8 @@ const encoders = {
   },
 };
 const encode = await encoders[peer]();
-const result = { version: require(`${peer}/package.json`).version };
+const manifest = readFileSync(`node_modules/${peer}/package.json`, "utf8");
+const result = { version: JSON.parse(manifest).version };
 for (const pass of ["first", "second"]) {
   const started = performance.now();
   result.tokens = await encode();

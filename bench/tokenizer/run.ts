@@ -5,7 +5,7 @@
  *        [--runs 3] [--peer-megabytes 10] [--only REGEXP of jobs] [--out NAME]
  */
 
-import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { cpus, tmpdir } from "node:os";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
@@ -77,13 +77,48 @@ if (python !== undefined) {
   }
 }
 if (peers !== undefined) {
-  for (const peer of ["tiktoken", "gpt-tokenizer", "js-tiktoken", "ai-tokenizer", "tokenizers"]) {
+  for (const peer of ["tiktoken", "gpt-tokenizer", "js-tiktoken", "ai-tokenizer", "kitoken", "tokenizers"]) {
     if (!existsSync(join(peers, "node_modules", peer))) continue;
-    const file = peer === "tokenizers" ? huggingface : gpt2;
+    const file = ["kitoken", "tokenizers"].includes(peer) ? huggingface : gpt2;
     // the slowest ones get less text
     const share = ["js-tiktoken", "tokenizers"].includes(peer) ? String(Number(size) / 5) : size;
     measure(`${peer} (npm)`, runs, [process.execPath, script("peers.mjs"), peer, text, share, file], peers);
   }
+}
+
+/** Whole command lines, start-up included, on the first --peer-megabytes of the text; with hyperfine, where it is installed. */
+if (python !== undefined && Bun.which("hyperfine") !== null && only.test("command line")) {
+  const [part, ids, report] = ["part.txt", "ids.bin", "hyperfine.json"].map((name) => join(directory, name));
+  writeFileSync(
+    part,
+    readFileSync(text)
+      .subarray(0, Number(size) * 1e6)
+      .toString()
+      .replace(/\ufffd+$/, ""),
+  );
+  const tokenizer = join(directory, "ours.json");
+  saveTokenizer(gpt2Tokenizer, tokenizer);
+  const cli = join(import.meta.dir, "../../packages/train/src/cli/tokenizer.ts");
+  const commands = {
+    "command line: encode": [
+      process.execPath,
+      cli,
+      "encode",
+      part,
+      "--tokenizer",
+      tokenizer,
+      "--workers",
+      "1",
+      "--out",
+      ids,
+    ],
+    "command line: tiktoken (Python)": [python, script("peers.py"), "file", part, ranks, ids],
+  };
+  const names = Object.entries(commands).flatMap(([name, command]) => ["-n", name, command.join(" ")]);
+  const { success, stderr } = Bun.spawnSync(["hyperfine", "-N", "-r", values.runs, "--export-json", report, ...names]);
+  if (!success) throw new Error(`hyperfine: ${stderr.toString()}`);
+  const { results } = JSON.parse(readFileSync(report, "utf8")) as { results: { command: string; median: number }[] };
+  for (const { command, median } of results) rows.push({ job: command, version: "", figures: { seconds: median } });
 }
 
 const machine = `${cpus()[0].model}, ${cpus().length} cores; Bun ${Bun.version}`;
