@@ -20,7 +20,7 @@ const encoders = {
   },
   "gpt-tokenizer": async () => {
     const { encode } = require("gpt-tokenizer/encoding/cl100k_base");
-    return () => encode(text).length;
+    return () => encode(text, { disallowedSpecial: new Set() }).length;
   },
   "js-tiktoken": async () => {
     const encoding = require("js-tiktoken").getEncoding("gpt2");
@@ -29,7 +29,7 @@ const encoders = {
   "ai-tokenizer": async () => {
     const { Tokenizer } = await load("ai-tokenizer");
     const tokenizer = new Tokenizer(await load("ai-tokenizer/encoding/cl100k_base"));
-    return () => tokenizer.encode(text).length;
+    return () => tokenizer.encode(text, [], []).length;
   },
   kitoken: async () => {
     const { Kitoken } = require("kitoken/node");

@@ -1,13 +1,14 @@
 /**
  * The tokenizer against every peer that is installed, on one machine, file and run; every figure from fresh processes,
- * medians of --runs. Prints a table; --out NAME writes NAME.json and the bar chart NAME.svg.
+ * medians of --runs. Prints a table; --out NAME writes NAME.json, NAME.md and the bar chart NAME.svg;
+ * what is in NAME.json already of other jobs of the same machine stays, so that --only can measure in pieces.
  * Usage: bun bench/tokenizer/run.ts --text FILE --gpt2 DIRECTORY [--peers DIRECTORY with node_modules] [--python PYTHON]
  *        [--runs 3] [--peer-megabytes 10] [--only REGEXP of jobs] [--out NAME]
  */
 
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { cpus, tmpdir } from "node:os";
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import { parseArgs } from "node:util";
 import { loadTokenizer, saveTokenizer } from "@mantou/tokenizer/files";
 import { formatTable } from "../../packages/train/src/terminal/format.ts";
@@ -122,22 +123,36 @@ if (python !== undefined && Bun.which("hyperfine") !== null && only.test("comman
 }
 
 const machine = `${cpus()[0].model}, ${cpus().length} cores; Bun ${Bun.version}`;
+if (values.out !== undefined && existsSync(`${values.out}.json`)) {
+  const before = JSON.parse(readFileSync(`${values.out}.json`, "utf8")) as { machine: string; rows: Row[] };
+  if (before.machine !== machine) throw new Error(`${values.out}.json is of another machine: ${before.machine}`);
+  const again = new Set(rows.map(({ job }) => job));
+  rows.unshift(...before.rows.filter(({ job }) => !again.has(job)));
+}
 const show = (value: number) => (value >= 100 ? value.toFixed(0) : value.toFixed(2));
-console.log(machine);
-console.log(
-  formatTable([
-    ["job", "version", "figures"],
-    ...rows.map(({ job, version, figures }) => [
-      job,
-      version,
-      Object.entries(figures)
-        .map(([name, value]) => `${name} ${show(value)}`)
-        .join(", "),
-    ]),
+const table = [
+  ["job", "version", "figures"],
+  ...rows.map(({ job, version, figures }) => [
+    job,
+    version,
+    Object.entries(figures)
+      .map(([name, value]) => `${name} ${show(value)}`)
+      .join(", "),
   ]),
-);
+];
+console.log(machine);
+console.log(formatTable(table));
 if (values.out !== undefined) {
-  writeFileSync(`${values.out}.json`, `${JSON.stringify({ machine, rows }, null, 2)}\n`);
+  const measured = `--text ${basename(text)} --gpt2 DIRECTORY --peers DIRECTORY --python PYTHON`;
+  const command = `bun bench/tokenizer/run.ts ${measured} --runs ${runs} --peer-megabytes ${size}`;
+  writeFileSync(`${values.out}.json`, `${JSON.stringify({ machine, command, rows }, null, 2)}\n`);
+  const lines = table.map((row) => `| ${row.join(" | ")} |`);
+  lines.splice(1, 0, "| --- | --- | --- |");
+  const note =
+    `Rates are MB/s of UTF-8, medians of ${runs} fresh processes (training by peers: one). Ours encodes the whole text, ` +
+    `peers its first ${size} MB, js-tiktoken and tokenizers (npm) a fifth of that; gpt-tokenizer and ai-tokenizer with ` +
+    "the vocabulary of cl100k. Ids go to an array that has been written to before.";
+  writeFileSync(`${values.out}.md`, `${machine}\n\n${note} \`${command}\`\n\n${lines.join("\n")}\n`);
   const bars = rows
     .filter(({ job, figures }) => figures.first !== undefined && (job === "encode:gpt2" || !job.startsWith("encode:")))
     .map(({ job, version, figures }) => ({
