@@ -180,14 +180,18 @@ void multiply(const mantou_context* context, const Product<In, Out>& product) {
 
 // ---- few rows -------------------------------------------------------------------------------------------------------
 
-// c[i * ldc + j] (+)= x[i] . w[j] for ROWS rows of x and COLUMNS of w.
+// c[i * ldc + j] (+)= x[i] . w[j] for ROWS rows of x and COLUMNS of w, while the next rows of w are fetched from memory
+// (past the last one that is harmless).
 template <int ROWS, int COLUMNS, typename In, typename Out>
 void inner_products(int64_t k, const In* x, int64_t ldx, const In* w, int64_t ldw, Out* c, int64_t ldc,
                     bool accumulate) {
   Vector sum[ROWS][COLUMNS] = {};
   for_vectors(k, [&](int64_t p, auto part) {
     Vector weight[COLUMNS];
-    MANTOU_UNROLL for (int j = 0; j < COLUMNS; j++) weight[j] = load(w + j * ldw + p, part);
+    MANTOU_UNROLL for (int j = 0; j < COLUMNS; j++) {
+      weight[j] = load(w + j * ldw + p, part);
+      __builtin_prefetch(w + (COLUMNS + j) * ldw + p);
+    }
     MANTOU_UNROLL for (int i = 0; i < ROWS; i++) {
       const Vector value = load(x + i * ldx + p, part);
       MANTOU_UNROLL for (int j = 0; j < COLUMNS; j++) sum[i][j] += value * weight[j];
