@@ -532,6 +532,28 @@ onEveryType((subject) => {
       });
     }
 
+    test.each([0, 10])("the largest logit comes last in a long row, far above a soft cap of %d", (cap) => {
+      const [vocabSize, stride, target] = [2101, 2103, 7];
+      const logits = normal([1, stride], 1);
+      logits.data[vocabSize - 1] = 300;
+      logits.data.fill(1e30, vocabSize);
+      const z = Float64Array.from(logits.data.subarray(0, vocabSize), (x) => (cap ? cap * Math.tanh(x / cap) : x));
+      const most = Math.max(...z);
+      const logSum = most + Math.log(z.reduce((sum, x) => sum + Math.exp(x - most), 0));
+      const gradient = Float64Array.from({ length: stride }, (_, i) => {
+        if (i >= vocabSize) return 0;
+        const slope = cap ? 1 - (z[i]! / cap) ** 2 : 1;
+        return slope * (Math.exp(z[i]! - logSum) - Number(i === target));
+      });
+      const run = (bench: Workbench) => {
+        const [overwritten, losses] = [bench.from(logits), bench.poisoned([1], "float32")];
+        const ids = bench.from(ints([1], [target]));
+        bench.device.run("mantou_cross_entropy", DTYPE, 1, vocabSize, overwritten, stride, ids, cap, 0, 1, losses);
+        return { losses, gradient: overwritten };
+      };
+      verify(subject, run, { losses: [logSum - z[target]!], gradient }, { relative: 1e-5, absolute: 1e-5 });
+    });
+
     // By definition: d(loss + zLoss log²Z) / dz = p (1 + 2 zLoss log Z) - onehot, and dz / dlogit = 1 - (z / cap)².
     for (const [rows, vocabSize, stride, softCap, zLoss] of [
       [3, 17, 17, 4, 0],

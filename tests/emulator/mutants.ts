@@ -4,14 +4,21 @@
  * counts how many mutants die and by which build. A mutant that lives is either equivalent, which EQUIVALENT has to say,
  * or a hole in the suite, and then this fails.
  *
- * Usage: bun tests/emulator/mutants.ts [--only PATTERN] [--skip PATTERN] [--builds plain,race,asan]
- *        [--list] [--out FILE.json]
+ * Usage: bun tests/emulator/mutants.ts [--only PATTERN] [--skip PATTERN] [--builds plain,race,asan] [--list]
+ *        [--results FILE] [--part I/N] [--seconds S] [--again] [--report]
+ *
+ * Verdicts are kept in build/mutants/results.jsonl (or FILE) under the text of the mutated file, so a run goes on where one
+ * ended, and a file that changes is judged anew. --part splits the work among processes, --seconds ends one early,
+ * --again judges those anew that lived, --report writes mutants.md from what is known.
  */
-import { cpSync, existsSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import { createHash } from "node:crypto";
+import { appendFileSync, cpSync, existsSync, mkdirSync, mkdtempSync, readFileSync, readdirSync } from "node:fs";
+import { renameSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { basename, join } from "node:path";
+import { basename, dirname, join } from "node:path";
 import { parseArgs } from "node:util";
 import { type Emulation } from "@mantou/model";
+import { root } from "../../packages/model/src/build.ts";
 import { KERNELS, emulatedLibrary } from "../../packages/model/src/build-cuda.ts";
 import { BY_HAND, EQUIVALENT, TESTS } from "./mutants-by-hand.ts";
 import { sanitizerEnvironment } from "./sanitizers.ts";
@@ -97,16 +104,27 @@ export function allMutants(): Mutant[] {
 }
 
 /** In the order in which they get to see a mutant. */
-let builds: Emulation[] = ["plain", "race", "asan"];
+let builds: Emulation[] = ["plain", "race"];
 
-/** Compiles a copy of the kernels, again and again, and only what a change touches. */
+const STORE = join(root, "build/mutants");
+const sha = (...texts: string[]) => createHash("sha256").update(texts.join("\0")).digest("hex").slice(0, 16);
+/** Every source and header but engine's are in it: what an object depends on. */
+const sources = sha(
+  ...["", "cuda", "emulator", "cpu"].flatMap((folder) =>
+    readdirSync(join(KERNELS, folder))
+      .filter((name) => /\.(cu|h|cpp)$/.test(name) && (folder !== "cpu" || name === "file.cpp"))
+      .sort()
+      .map((name) => name + readFileSync(join(KERNELS, folder, name), "utf8")),
+  ),
+);
+
+/** A copy of the kernels with one mutant at a time; objects of the files as they are outlive the process. */
 class Workshop implements Disposable {
   readonly folder = mkdtempSync(join(tmpdir(), "mantou-mutants-"));
   readonly #kernels = join(this.folder, "kernels");
 
   constructor() {
     cpSync(KERNELS, this.#kernels, { recursive: true });
-    for (const build of builds) mkdirSync(join(this.folder, build));
   }
 
   [Symbol.dispose](): void {
@@ -114,12 +132,10 @@ class Workshop implements Disposable {
   }
 
   /** Runs `work` while the mutant is in place. */
-  with<T>({ file, line, after }: Mutant, work: () => T): T {
-    const path = join(this.#kernels, "cuda", file);
+  with<T>(mutant: Mutant, work: () => T): T {
+    const path = join(this.#kernels, "cuda", mutant.file);
     const original = readFileSync(path, "utf8");
-    const lines = original.split("\n");
-    lines[line - 1] = after;
-    writeFileSync(path, lines.join("\n"));
+    writeFileSync(path, mutated(mutant));
     try {
       return work();
     } finally {
@@ -128,34 +144,49 @@ class Workshop implements Disposable {
   }
 
   /**
-   * The library in `build` with `file` as it is now and the others as they were (all of them as they are for null), or the
-   * compiler's words.
+   * The library in `build` with `file` as it is now and the others as they were (all of them as they are for null), or
+   * the compiler's words.
    */
   compile(build: Emulation, file: string | null): { library: string } | { error: string } {
-    const whole = join(this.folder, build, "whole.so");
-    if (file === null && existsSync(whole)) return { library: whole };
     const { compiler, units, linkFlags } = emulatedLibrary(build);
-    const folder = join(this.folder, build);
+    const store = join(STORE, `${build}-${sources}`);
+    mkdirSync(store, { recursive: true });
     const objects: string[] = [];
     for (const { source, flags } of units) {
-      const object = join(folder, `${basename(source)}.o`);
-      const affected = file !== null && (file.endsWith(".h") ? source.endsWith(".cu") : basename(source) === file);
-      const output = affected ? `${object}.mutant` : object;
+      const affected = file !== null && (basename(source) === file || (file.endsWith(".h") && includes(source, file)));
+      const output = join(affected ? this.folder : store, `${basename(source)}.o`);
       objects.push(output);
-      if (file !== null && !affected) continue;
-      const own = flags.filter((flag) => file === null || flag !== "-Werror");
+      if (!affected && existsSync(output)) continue;
+      // Mutants leave variables unused, debugging information is for people, and compiling takes longer than running.
+      const hasty = (flag: string) => (flag === "-O2" ? "-O1" : flag);
+      const own = [...(affected ? flags.filter((flag) => flag !== "-Werror").map(hasty) : flags), "-g0"];
       const copy = source.replace(KERNELS, this.#kernels);
-      const { success, stderr } = Bun.spawnSync([compiler.command, ...own, "-c", copy, "-o", output], {
-        stderr: "pipe",
-      });
+      const part = `${output}.${process.pid}`;
+      const { success, stderr } = Bun.spawnSync([compiler.command, ...own, "-c", copy, "-o", part], { stderr: "pipe" });
       if (!success) return { error: stderr.toString() };
+      renameSync(part, output);
     }
-    const library = join(folder, file === null ? "whole.so" : "mutant.so");
+    const library = join(this.folder, `${build}.so`);
     const { success, stderr } = Bun.spawnSync([compiler.command, ...linkFlags, "-o", library, ...objects], {
       stderr: "pipe",
     });
     return success ? { library } : { error: stderr.toString() };
   }
+}
+
+/** Whether a source of kernels/cuda includes that header, itself or through another. */
+function includes(source: string, header: string): boolean {
+  const text = readFileSync(source, "utf8");
+  return [...text.matchAll(/#include "(\w+\.h)"/g)].some(([, name]) => {
+    const path = join(dirname(source), name!);
+    return name === header || (existsSync(path) && includes(path, header));
+  });
+}
+
+function mutated({ file, line, after }: Mutant): string {
+  const lines = readFileSync(join(KERNELS, "cuda", file), "utf8").split("\n");
+  lines[line - 1] = after;
+  return lines.join("\n");
 }
 
 /** The first failure of the tests of `file` with that library; null where they pass. */
@@ -167,8 +198,8 @@ function failure(build: Emulation, library: string, file: string): string | null
     MANTOU_EMULATED_LIBRARY: library,
     ...(build === "asan" ? sanitizerEnvironment() : {}),
   };
-  const command = [process.execPath, "test", "--bail", "--timeout", "120000", ...tests, "-t", pattern];
-  const run = Bun.spawnSync(command, { env: environment, stdout: "pipe", stderr: "pipe", timeout: 90_000 });
+  const command = [process.execPath, "test", "--bail", "--timeout", "60000", ...tests, "-t", pattern];
+  const run = Bun.spawnSync(command, { env: environment, stdout: "pipe", stderr: "pipe", timeout: 60_000 });
   const text = `${run.stdout}${run.stderr}`;
   if (run.exitCode === 0 && !/^ *0 pass/m.test(text)) return null;
   const words = /^(?:\w*Error: .*|==\d+==ERROR: .*|.*runtime error: .*|error: .*|panic.*)$/m.exec(text)?.[0];
@@ -176,11 +207,21 @@ function failure(build: Emulation, library: string, file: string): string | null
   return words ?? `exit code ${run.exitCode} ${run.signalCode ?? ""}`.trim();
 }
 
-interface Verdict extends Mutant {
-  /** The build whose tests failed, "does not compile", or null where the mutant lives. */
+interface Verdict {
+  /** Of the mutated file's text. */
+  key: string;
+  /** The build whose tests failed, "compiler" where it does not compile, or null where the mutant lives. */
   killedBy: Emulation | "compiler" | null;
   reason: string;
-  equivalent: string | null;
+}
+
+const keyOf = (mutant: Mutant) => sha(mutant.file, mutated(mutant));
+
+/** Why a mutant is no mistake, where it is none. */
+function equivalence(mutant: Mutant): string | null {
+  const matches = ({ file, text, kind }: (typeof EQUIVALENT)[number]) =>
+    file === mutant.file && mutant.before.includes(text) && (!kind || mutant.kind === kind);
+  return EQUIVALENT.find(matches)?.reason ?? null;
 }
 
 /** Builds and files whose tests were seen to pass without a mistake. */
@@ -188,31 +229,104 @@ const sound = new Set<string>();
 
 /** The first use of a build on a file shows that its tests pass as they should. */
 function expectSound(workshop: Workshop, build: Emulation, file: string): void {
-  if (sound.has(`${build} ${file}`)) return;
+  const seen = join(STORE, `${build}-${sources}`, `${file}.sound`);
+  if (sound.has(seen) || existsSync(seen)) return;
   const compiled = workshop.compile(build, null);
   if ("error" in compiled) throw new Error(compiled.error);
   const reason = failure(build, compiled.library, file);
   if (reason !== null) throw new Error(`without a mistake, ${build} fails the tests of ${file}: ${reason}`);
-  sound.add(`${build} ${file}`);
+  sound.add(seen);
+  writeFileSync(seen, "");
 }
 
 function judge(workshop: Workshop, mutant: Mutant): Verdict {
-  const matches = ({ file, text, kind }: (typeof EQUIVALENT)[number]) =>
-    file === mutant.file && mutant.before.includes(text) && (!kind || mutant.kind === kind);
-  const equivalent = EQUIVALENT.find(matches)?.reason ?? null;
+  const key = keyOf(mutant);
   for (const build of builds) {
     expectSound(workshop, build, mutant.file);
     const verdict = workshop.with(mutant, (): Verdict | null => {
       const compiled = workshop.compile(build, mutant.file);
       if ("error" in compiled) {
-        return { ...mutant, killedBy: "compiler", reason: compiled.error.split("\n")[0]!, equivalent };
+        return { key, killedBy: "compiler", reason: /error: .*/.exec(compiled.error)?.[0] ?? compiled.error };
       }
       const reason = failure(build, compiled.library, mutant.file);
-      return reason === null ? null : { ...mutant, killedBy: build, reason, equivalent };
+      return reason === null ? null : { key, killedBy: build, reason };
     });
     if (verdict) return verdict;
   }
-  return { ...mutant, killedBy: null, reason: "", equivalent };
+  return { key, killedBy: null, reason: "" };
+}
+
+/** What noticed a mutant, from the failure's words. */
+function checkOf({ killedBy, reason }: Verdict): string {
+  if (killedBy === null) return "nothing";
+  for (const [check, pattern] of [
+    ["race checker: a race", /race: /],
+    ["race checker: a read of what nothing has written", /nothing has written/],
+    ["race checker: outside of any array", /outside of any array/],
+    ["race checker: a copy before its wait", /before waiting for it/],
+    ["a barrier that not all reach, or another one", /barrier/],
+    ["a mask, or lanes that do not meet", /mask|lanes/],
+    ["copies that nobody waits for", /asynchronous copies/],
+    ["addresses, launches", /address|launch/],
+    ["a write outside of a tensor", /was written$/],
+    ["two runs that differ", /not the same bits/],
+    ["a crash, or no end", /exit code|timed out|SIG/],
+    ["a result that is wrong (NaN included)", /./],
+  ] as const)
+    if (pattern.test(reason)) return check;
+  return "a result that is wrong (NaN included)";
+}
+
+function report(mutants: Mutant[], verdicts: Map<string, Verdict>): string {
+  const known = mutants.flatMap((mutant) => {
+    const verdict = verdicts.get(keyOf(mutant));
+    return verdict ? [{ ...mutant, ...verdict, equivalent: equivalence(mutant) }] : [];
+  });
+  const table = (head: string[], rows: (string | number)[][]) =>
+    [head, head.map((_, i) => (i ? "---:" : "---")), ...rows].map((row) => `| ${row.join(" | ")} |`).join("\n");
+  const real = known.filter(
+    ({ killedBy, equivalent }) => killedBy !== "compiler" && !(killedBy === null && equivalent),
+  );
+  const of = (file?: string) => real.filter((mutant) => !file || mutant.file === file);
+  const row = (name: string, file?: string) => {
+    const by = (build: Emulation | null) => of(file).filter(({ killedBy }) => killedBy === build).length;
+    const left = (file ? known.filter((mutant) => mutant.file === file) : known).length - of(file).length;
+    return [name, of(file).length, by("plain"), by("race"), by("asan"), by(null), left];
+  };
+  const files = [...new Set(mutants.map(({ file }) => file))];
+  const checks = Map.groupBy(
+    real.filter(({ killedBy }) => killedBy),
+    checkOf,
+  );
+  const lines = (list: typeof known, more: (mutant: (typeof known)[number]) => string) =>
+    list.map((mutant) => `- \`${mutant.file}\`, ${mutant.kind}: \`${mutant.after.trim()}\`${more(mutant)}`).join("\n");
+  const missing = mutants.length - known.length;
+  return [
+    "# Mutants",
+    "Written by `bun run test:mutants --report` (see README.md in `kernels/emulator`): mistakes made in the kernels one by",
+    "one, and what noticed them.\n",
+    `${mutants.length} mutants, ${known.length} judged${missing ? `, ${missing} not yet` : ""}.\n`,
+    table(
+      ["file", "mutants", "die in plain", "more by race", "more by asan", "live", "not counted"],
+      [...files.map((file) => row(`\`${file}\``, file)), row("all")],
+    ),
+    "\nNot counted are those that do not compile and those that are equivalent to the kernel without a mistake.\n",
+    table(
+      ["what noticed", "mutants"],
+      [...checks].map(([check, list]) => [check, list.length] as [string, number]).sort((a, b) => b[1] - a[1]),
+    ),
+    "\n## Live\n",
+    lines(
+      known.filter(({ killedBy, equivalent }) => killedBy === null && !equivalent),
+      () => "",
+    ) || "None.",
+    "\n## Equivalent\n",
+    lines(
+      known.filter(({ killedBy, equivalent }) => killedBy === null && equivalent),
+      ({ equivalent }) => `: ${equivalent}`,
+    ),
+    "",
+  ].join("\n");
 }
 
 if (import.meta.main) {
@@ -222,35 +336,53 @@ if (import.meta.main) {
       skip: { type: "string", default: "^$" },
       builds: { type: "string" },
       list: { type: "boolean" },
-      out: { type: "string" },
+      results: { type: "string", default: join(STORE, "results.jsonl") },
+      part: { type: "string", default: "0/1" },
+      seconds: { type: "string", default: "Infinity" },
+      again: { type: "boolean" },
+      report: { type: "boolean" },
     },
   });
   builds = (values.builds?.split(",") as Emulation[] | undefined) ?? builds;
   const [only, skip] = [new RegExp(values.only), new RegExp(values.skip)];
   const describe = ({ file, line, kind }: Mutant) => `${file}:${line} ${kind}`;
-  const mutants = allMutants().filter((mutant) => only.test(describe(mutant)) && !skip.test(describe(mutant)));
+  const all = allMutants();
+  const mutants = all.filter((mutant) => only.test(describe(mutant)) && !skip.test(describe(mutant)));
   if (values.list) {
     for (const { file, line, kind, after } of mutants) console.log(`${file}:${line} ${kind}: ${after.trim()}`);
     console.log(`${mutants.length} mutants`);
     process.exit(0);
   }
-  using workshop = new Workshop();
-  const verdicts: Verdict[] = [];
-  for (const mutant of mutants) {
-    const verdict = judge(workshop, mutant);
-    verdicts.push(verdict);
-    const { file, line, kind, killedBy, reason, equivalent } = verdict;
-    const result = killedBy ?? (equivalent ? `lives, equivalent: ${equivalent}` : "LIVES");
-    console.log(`${file}:${line} ${kind}: ${result} ${reason.slice(0, 150)}`);
-    if (values.out) writeFileSync(values.out, `${JSON.stringify(verdicts, null, 1)}\n`);
-  }
-  const counted = verdicts.filter(({ killedBy, equivalent }) => killedBy !== "compiler" && !equivalent);
-  const by = (build: Emulation | null) => counted.filter(({ killedBy }) => killedBy === build).length;
-  console.log(
-    `${counted.length} mutants: ${by("plain")} die in the plain build, ${by("race")} more by the race checker, ` +
-      `${by("asan")} more with sanitizers, ${by(null)} live; ` +
-      `${verdicts.filter(({ equivalent }) => equivalent).length} are equivalent, ` +
-      `${verdicts.filter(({ killedBy }) => killedBy === "compiler").length} do not compile`,
+  mkdirSync(dirname(values.results), { recursive: true });
+  const lines = existsSync(values.results) ? readFileSync(values.results, "utf8").trim().split("\n") : [];
+  const verdicts = new Map(
+    lines.filter(Boolean).map((line) => {
+      const verdict = JSON.parse(line) as Verdict;
+      return [verdict.key, verdict];
+    }),
   );
-  process.exit(by(null) === 0 ? 0 : 1);
+  const [part, parts] = values.part.split("/").map(Number) as [number, number];
+  const todo = values.report
+    ? []
+    : mutants.filter((mutant, i) => {
+        if (i % parts !== part) return false;
+        const known = verdicts.get(keyOf(mutant));
+        return !known || (values.again && known.killedBy === null);
+      });
+  const started = performance.now();
+  using workshop = new Workshop();
+  for (const mutant of todo) {
+    if (performance.now() - started > Number(values.seconds) * 1000) break;
+    const verdict = judge(workshop, mutant);
+    verdicts.set(verdict.key, verdict);
+    appendFileSync(values.results, `${JSON.stringify(verdict)}\n`);
+    const equivalent = verdict.killedBy === null ? equivalence(mutant) : null;
+    const result = verdict.killedBy ?? (equivalent ? `lives, equivalent: ${equivalent}` : "LIVES");
+    console.log(`${describe(mutant)}: ${result} ${verdict.reason.slice(0, 150)}`);
+  }
+  if (values.report) writeFileSync(join(import.meta.dir, "mutants.md"), report(all, verdicts));
+  const known = mutants.filter((mutant) => verdicts.has(keyOf(mutant)));
+  const live = known.filter((mutant) => verdicts.get(keyOf(mutant))!.killedBy === null && !equivalence(mutant));
+  console.log(`${known.length} of ${mutants.length} mutants judged, ${live.length} live`);
+  process.exitCode = live.length === 0 ? 0 : 1;
 }
