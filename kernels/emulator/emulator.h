@@ -1,5 +1,6 @@
 // CUDA on a CPU: what a .cu file needs to compile as plain C++17 and run, one block after another, with every thread of
-// a block as a fiber. `engine.cpp` holds the machinery; README.md says what is checked and how the builds differ.
+// a block as a fiber. engine.cpp, memory.cpp and ptx.cpp hold the machinery; README.md says what is checked and how the
+// builds differ.
 //
 // Kernel files include ../cuda/platform.h and never this. What nvcc knows and cannot be mapped here (`<<<>>>`, raw
 // `__shared__`, inline PTX) has a macro or a wrapper there.
@@ -33,19 +34,10 @@ struct alignas(8) float2 {
 struct alignas(16) float4 {
   float x, y, z, w;
 };
-struct alignas(8) uint2 {
-  unsigned x, y;
-};
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
-struct alignas(16) int4 {
-  int x, y, z, w;
-};
 inline float2 make_float2(float x, float y) { return {x, y}; }
-inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
-inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
-inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
 struct __nv_bfloat16 {
   uint16_t bits;
@@ -65,31 +57,17 @@ inline __nv_bfloat16 __float2bfloat16_rn(float value) {
 
 // The C library's are calls where the compiler does not know the processor.
 inline float larger_float(float a, float b) { return a > b || b != b ? a : b; }
-inline float smaller_float(float a, float b) { return a < b || b != b ? a : b; }
 #define fmaxf larger_float
-#define fminf smaller_float
 #define fmaf(a, b, c) ((a) * (b) + (c))
 
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline float __expf(float x) { return std::exp(x); }
-inline float __logf(float x) { return std::log(x); }
 inline float __fdividef(float x, float y) { return x / y; }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
-inline int __ffs(int x) { return __builtin_ffs(x); }
-inline int __clz(int x) { return x ? __builtin_clz(static_cast<unsigned>(x)) : 32; }
 inline float __uint_as_float(unsigned x) {
   float result;
   std::memcpy(&result, &x, sizeof result);
   return result;
-}
-inline unsigned __float_as_uint(float x) {
-  unsigned result;
-  std::memcpy(&result, &x, sizeof result);
-  return result;
-}
-template <typename T>
-inline T __ldg(const T* p) {
-  return *p;
 }
 
 // ---- threads -----------------------------------------------------------------------------------------------------
@@ -150,11 +128,8 @@ uint32_t ballot(uint32_t mask, bool predicate, int line);
 uint32_t match_any(uint32_t mask, uint64_t value, int line);
 
 template <typename T>
-T atomic_add(T* address, T value);  // int, unsigned, unsigned long long, float
-template <typename T>
-T atomic_max(T* address, T value);  // int, unsigned
-template <typename T>
-T atomic_cas(T* address, T expected, T value);  // int, unsigned, unsigned long long
+T atomic_add(T* address, T value);  // int, float
+int atomic_cas(int* address, int expected, int value);
 
 // Runs body(closure) as a kernel. Null, or what went wrong.
 const char* run(const char* name, dim3 grid, dim3 block, size_t shared, void (*body)(void*), void* closure);
@@ -183,7 +158,6 @@ inline const char* launch(const char* name, void (*kernel)(Parameters...), dim3 
 
 inline void __syncthreads(int line = __builtin_LINE()) { emulator::barrier(line); }
 void __syncwarp(uint32_t mask = 0xffffffffu, int line = __builtin_LINE());
-inline void __threadfence() {}
 
 template <typename T>
 inline T __shfl_sync(uint32_t mask, T value, int source, int width = 32, int line = __builtin_LINE()) {
@@ -198,23 +172,12 @@ inline T __shfl_xor_sync(uint32_t mask, T value, int bits, int width = 32, int l
   return emulator::shuffle(mask, value, inside ? source & 31u : own, line);
 }
 template <typename T>
-inline T __shfl_down_sync(uint32_t mask, T value, unsigned delta, int width = 32, int line = __builtin_LINE()) {
-  const unsigned own = emulator::lane(), segment = static_cast<unsigned>(width) - 1u;
-  return emulator::shuffle(mask, value, (own & segment) + delta <= segment ? own + delta : own, line);
-}
-template <typename T>
 inline T __shfl_up_sync(uint32_t mask, T value, unsigned delta, int width = 32, int line = __builtin_LINE()) {
   const unsigned own = emulator::lane(), segment = static_cast<unsigned>(width) - 1u;
   return emulator::shuffle(mask, value, (own & segment) >= delta ? own - delta : own, line);
 }
 inline unsigned __ballot_sync(uint32_t mask, bool p, int line = __builtin_LINE()) {
   return emulator::ballot(mask, p, line);
-}
-inline bool __any_sync(uint32_t mask, bool p, int line = __builtin_LINE()) {
-  return emulator::ballot(mask, p, line) != 0;
-}
-inline bool __all_sync(uint32_t mask, bool p, int line = __builtin_LINE()) {
-  return emulator::ballot(mask, p, line) == mask;
 }
 inline unsigned __match_any_sync(uint32_t mask, int value, int line = __builtin_LINE()) {
   return emulator::match_any(mask, static_cast<uint64_t>(value), line);
@@ -224,12 +187,7 @@ template <typename T>
 inline T atomicAdd(T* address, std::common_type_t<T> value) {
   return emulator::atomic_add(address, value);
 }
-template <typename T>
-inline T atomicMax(T* address, std::common_type_t<T> value) {
-  return emulator::atomic_max(address, value);
-}
-template <typename T>
-inline T atomicCAS(T* address, std::common_type_t<T> expected, std::common_type_t<T> value) {
+inline int atomicCAS(int* address, int expected, int value) {
   return emulator::atomic_cas(address, expected, value);
 }
 

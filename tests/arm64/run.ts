@@ -1,11 +1,13 @@
 /**
- * The CPU kernels for arm64, compiled by a cross compiler and run by qemu on another processor: check.cpp.
+ * The CPU kernels for arm64, compiled by a cross compiler and run by qemu on another processor: check.cpp; and the
+ * emulator of CUDA, whose stack switch is written for each processor.
  * Usage: bun tests/arm64/run.ts      (Debian: apt install g++-aarch64-linux-gnu qemu-user)
  */
 import { mkdtempSync, readdirSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { FLAGS, SHARED } from "../../packages/model/src/build.ts";
+import { buildEmulatedProgram } from "../../packages/model/src/build-cuda.ts";
 
 const kernels = join(import.meta.dir, "../../kernels/cpu");
 const directory = mkdtempSync(join(tmpdir(), "mantou-arm64-"));
@@ -28,6 +30,15 @@ try {
   const check = join(import.meta.dir, "check.cpp");
   run(["aarch64-linux-gnu-g++", "-std=c++17", "-O2", "-fopenmp", "-static", check, ...objects, "-o", program]);
   run(["qemu-aarch64", program]);
+
+  const environment = { ...process.env, CXX: "aarch64-linux-gnu-g++" };
+  const emulated = (name: string) => buildEmulatedProgram(name, "plain", { directory, environment });
+  const qemu = ["qemu-aarch64", "-L", "/usr/aarch64-linux-gnu"];
+  run([...qemu, emulated("wrappers")]);
+  run([...qemu, emulated("faults"), "right"]);
+  const caught = Bun.spawnSync([...qemu, emulated("faults"), "barrier_after_return"]).stdout.toString();
+  if (!/a barrier, but \d+ of 128 threads have ended/.test(caught))
+    throw new Error(`a fault goes unnoticed: ${caught}`);
 } finally {
   rmSync(directory, { recursive: true, force: true });
 }

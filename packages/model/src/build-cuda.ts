@@ -127,7 +127,10 @@ function emulated(
     source,
     flags: [...words(`${EMULATOR_FLAGS} ${flags.kernels}`), "-x", "c++"],
   }));
-  units.push({ source: join(KERNELS, "emulator/engine.cpp"), flags: words(`${EMULATOR_FLAGS} ${flags.engine}`) });
+  for (const name of readdirSync(join(KERNELS, "emulator")).sort()) {
+    if (!name.endsWith(".cpp")) continue;
+    units.push({ source: join(KERNELS, "emulator", name), flags: words(`${EMULATOR_FLAGS} ${flags.engine}`) });
+  }
   return {
     name,
     output,

@@ -1,0 +1,76 @@
+// What the files of the engine share: the threads that run, and what memory is.
+#pragma once
+
+#include <mutex>
+#include <vector>
+
+#include "emulator.h"
+
+namespace emulator {
+
+// ---- engine.cpp: threads -------------------------------------------------------------------------------------------
+
+constexpr unsigned MAX_THREADS = 1024;
+constexpr size_t SHARED_LIMIT = 227 << 10, STATIC_LIMIT = 48 << 10;
+
+enum class State { Ready, AtBarrier, InWarp, Done };
+
+struct Copy {
+  void* destination;
+  const void* source;
+  int bytes;
+  unsigned group;
+};
+
+struct Fiber {
+  Position position;
+  void* stack;  // where it stands
+  State state;
+  const char* waiting;  // for what, and where
+  int line;
+  unsigned committed;
+  std::vector<Copy> copies;
+  unsigned barriers;  // passed
+};
+
+struct Meeting {  // lanes of a warp on their way into one operation; free where none has arrived
+  uint32_t mask, arrived;
+  const char* operation;
+  int line;
+  void* brought[32];
+};
+
+struct Warp {
+  std::vector<Meeting> meetings;
+  unsigned time;           // counts __syncwarp
+  unsigned known[32][32];  // [a][b]: until when lane a knows what lane b did
+};
+
+extern std::mutex launching;
+extern Fiber* running;
+extern Warp warps[MAX_THREADS / 32];
+extern unsigned launches, blocks_run;
+extern uint32_t block_number;
+extern bool failed;
+
+// ---- memory.cpp: memory and its checks -----------------------------------------------------------------------------
+
+enum : uint8_t { OUTSIDE, UNWRITTEN, COPYING, WRITTEN };  // what memory is
+enum class How { Read, Write, Atomic };
+
+void* reserve(size_t bytes);
+void start_memory();
+
+// A block starts with shared memory of its own, and leaves none behind.
+void open_shared(size_t dynamic_bytes);
+void close_shared();
+bool is_shared_memory(const void* address);
+
+void mark(const void* memory, size_t bytes, uint8_t state);
+#if defined(MANTOU_RACE_CHECKER)
+void check(const void* address, size_t bytes, How how);
+#else
+inline void check(const void*, size_t, How) {}
+#endif
+
+}  // namespace emulator
