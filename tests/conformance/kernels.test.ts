@@ -487,6 +487,25 @@ onEveryType((subject) => {
     }
   });
 
+  test.each([
+    [2, 1025, 1],
+    [2, 9, 3],
+  ])("softmax of [%d, %d, %d] whose last score is far above the others", (outer, dim, inner) => {
+    const scores = normal([outer, dim, inner], 1);
+    const probabilities = new Float64Array(scores.data.length);
+    for (let i = 0; i < outer * inner; i++) {
+      const last = Math.floor(i / inner) * dim * inner + (dim - 1) * inner + (i % inner);
+      scores.data[last] = 300;
+      probabilities[last] = 1;
+    }
+    const run = (bench: Workbench) => {
+      const output = bench.poisoned([outer, dim, inner]);
+      bench.device.run("mantou_softmax", DTYPE, outer, dim, inner, bench.from(scores), output);
+      return { output };
+    };
+    verify(subject, run, { output: probabilities });
+  });
+
   describe("cross-entropy", () => {
     for (const [rows, vocabSize, stride] of [
       [1, 1, 1],
