@@ -68,11 +68,11 @@ export const presets: Record<string, PartialConfig> = {
     tokenizer: { vocabSize: 4096 },
     model: { contextLength: 128, dModel: 192, numLayers: 4, numHeads: 6 },
     batchSize: 16,
-    steps: 1200,
+    steps: 2400,
     lr: 2e-3,
-    evalInterval: 100,
-    sampleInterval: 200,
-    checkpointInterval: 100,
+    evalInterval: 200,
+    sampleInterval: 400,
+    checkpointInterval: 200,
   },
 
   /** The handout's experiment on TinyStories: 327.68M tokens (20,000 steps of 64 × 256). Meant for a GPU. */
