@@ -87,18 +87,9 @@ export class Vocabulary {
     let end = 0;
     let longest = 0;
     for (const [id, token] of vocab) {
+      this.#addToken(id, token, end);
       longest = Math.max(longest, token.length);
-      for (let i = 0; i < token.length && i < PACKED_BYTES; i++) {
-        this.packed[3 * id + (i >> 2)] |= token[i] << (8 * (i & 3));
-      }
-      for (let i = 0; i < token.length; i++) this.bytes[end + i] = token[i]; // tokens are short: `set` costs more
-      this.start[id] = end;
-      this.length[id] = token.length;
       end += token.length;
-      const slot = this.#slotOf(token, 0, token.length);
-      const taken = this.#byBytes[slot];
-      if (taken > 0) throw new TokenizerError(`token ${showToken(token)} has two ids, ${taken - 1} and ${id}`);
-      this.#byBytes[slot] = id + 1;
     }
     this.longest = longest;
 
@@ -118,40 +109,9 @@ export class Vocabulary {
     this.#pairShift = 32 - Math.log2(pairSlots);
     this.#byPair = new Int32Array(4 * pairSlots);
     this.merges = new Int32Array(3 * merges.length);
-    let joined = new Uint8Array(64);
-    for (let rank = 0; rank < merges.length; rank++) {
-      const [left, right] = merges[rank];
-      const length = left.length + right.length;
-      if (length > joined.length) joined = new Uint8Array(2 * length);
-      for (let i = 0; i < left.length; i++) joined[i] = left[i];
-      for (let i = 0; i < right.length; i++) joined[left.length + i] = right[i];
-      const leftId = this.idOf(left, 0, left.length);
-      const rightId = this.idOf(right, 0, right.length);
-      const id = this.idOf(joined, 0, length);
-      if (leftId < 0 || rightId < 0 || id < 0) {
-        const missing = leftId < 0 ? left : rightId < 0 ? right : joined.subarray(0, length);
-        throw new TokenizerError(
-          `merge ${rank} (${showToken(left)} + ${showToken(right)}): ${showToken(missing)} is not in the vocabulary`,
-        );
-      }
-      const slot = this.#pairSlot(leftId, rightId);
-      if (this.#byPair[slot] !== 0) {
-        const first = this.#byPair[slot + 2];
-        throw new TokenizerError(`merges ${first} and ${rank} are the same: ${showToken(left)} + ${showToken(right)}`);
-      }
-      this.#byPair[slot] = leftId + 1;
-      this.#byPair[slot + 1] = rightId;
-      this.#byPair[slot + 2] = rank;
-      this.merges[3 * rank] = leftId;
-      this.merges[3 * rank + 1] = rightId;
-      this.merges[3 * rank + 2] = id;
-    }
-
     this.byteRanks = new Int32Array(65536).fill(NO_RANK);
-    for (let rank = 0; rank < merges.length; rank++) {
-      if (merges[rank][0].length > 1 || merges[rank][1].length > 1) continue;
-      this.byteRanks[(merges[rank][0][0] << 8) | merges[rank][1][0]] = rank;
-    }
+    const joined = new Uint8Array(2 * longest);
+    for (let rank = 0; rank < merges.length; rank++) this.#addMerge(merges[rank], rank, joined);
 
     const specials = new Map<string, number>();
     const textOfSpecial = new Map<number, string>();
@@ -198,6 +158,56 @@ export class Vocabulary {
   rankOf(left: number, right: number): number {
     const slot = this.#pairSlot(left, right);
     return this.#byPair[slot] === 0 ? NO_RANK : this.#byPair[slot + 2];
+  }
+
+  // The two below are methods, not loops in the constructor, since the JIT compiles what is called often sooner: GPT-2's
+  // vocabulary takes a fifth less time.
+
+  /** Enters a token whose bytes go to `this.bytes[end…]`. */
+  #addToken(id: number, token: Uint8Array, end: number): void {
+    const { bytes, packed } = this;
+    const { length } = token;
+    for (let i = 0; i < length && i < PACKED_BYTES; i++) packed[3 * id + (i >> 2)] |= token[i] << (8 * (i & 3));
+    for (let i = 0; i < length; i++) bytes[end + i] = token[i]; // tokens are short: `set` costs more
+    this.start[id] = end;
+    this.length[id] = length;
+    const slot = this.#slotOf(token, 0, length);
+    const taken = this.#byBytes[slot];
+    if (taken > 0) throw new TokenizerError(`token ${showToken(token)} has two ids, ${taken - 1} and ${id}`);
+    this.#byBytes[slot] = id + 1;
+  }
+
+  /** Enters a merge; `joined` is space for two tokens. */
+  #addMerge([left, right]: TokenizerOptions["merges"][number], rank: number, joined: Uint8Array): void {
+    const leftId = this.idOf(left, 0, left.length);
+    const rightId = this.idOf(right, 0, right.length);
+    const length = left.length + right.length;
+    let id = -1;
+    if (leftId >= 0 && rightId >= 0) {
+      for (let i = 0; i < left.length; i++) joined[i] = left[i];
+      for (let i = 0; i < right.length; i++) joined[left.length + i] = right[i];
+      id = this.idOf(joined, 0, length);
+    }
+    if (id < 0) {
+      const missing = leftId < 0 ? left : rightId < 0 ? right : joined.subarray(0, length);
+      throw new TokenizerError(
+        `merge ${rank} (${showToken(left)} + ${showToken(right)}): ${showToken(missing)} is not in the vocabulary`,
+      );
+    }
+    const table = this.#byPair;
+    const slot = this.#pairSlot(leftId, rightId);
+    if (table[slot] !== 0) {
+      throw new TokenizerError(
+        `merges ${table[slot + 2]} and ${rank} are the same: ${showToken(left)} + ${showToken(right)}`,
+      );
+    }
+    table[slot] = leftId + 1;
+    table[slot + 1] = rightId;
+    table[slot + 2] = rank;
+    this.merges[3 * rank] = leftId;
+    this.merges[3 * rank + 1] = rightId;
+    this.merges[3 * rank + 2] = id;
+    if (length === 2) this.byteRanks[(left[0] << 8) | right[0]] = rank;
   }
 
   #slotOf(bytes: Uint8Array, start: number, end: number): number {
