@@ -79,7 +79,7 @@ static int32_t present_size(const char* function, const mantou_file* file, int64
 }
 
 static int32_t check_unshortened(const char* function, const mantou_file* file) {
-  int64_t size;
+  int64_t size = 0;
   const int32_t status = present_size(function, file, &size);
   if (status != MANTOU_OK) return status;
   if (size < file->size) {
