@@ -401,7 +401,7 @@ test("the printed config shows every value, what the user set and each choice wi
 test("the printed config leaves out what means nothing beside the rest, unless the user gave it", () => {
   const shown = (flags: object) => formatConfig(resolveConfig({ flags: { ...flags } }), 90);
   expect(shown({})).not.toMatch(/decaySteps|muonMomentum|ropeFactor/);
-  expect(shown({ schedule: "wsd" })).toMatch(/decaySteps +280 +20 % of 1400 steps/);
+  expect(shown({ schedule: "wsd", steps: 1000 })).toMatch(/decaySteps +200 +20 % of 1000 steps/);
   expect(shown({ schedule: "constant" })).not.toMatch(/minLr|decaySteps/);
   expect(shown({ decaySteps: 7 })).toMatch(/decaySteps +7 +by --decay-steps/);
   expect(shown({ model: { ropeScaling: "linear" } })).toMatch(/ropeFactor 1/);
