@@ -2,9 +2,9 @@
  * How long a run would take: what its kernels have to do, counted on a planning device, at the speeds that the device
  * shows here: of a large matrix product for arithmetic, of a sum of large arrays for everything that memory limits.
  */
-import { type Device, type Peaks, Profile, Tensor, TransformerLM, openPlanningDevice, operations } from "@mantou/model";
+import { type Device, type Peaks, Profile, TransformerLM, openPlanningDevice } from "@mantou/model";
 import type { SettledConfig } from "./config.ts";
-import { measurePeak } from "./measure.ts";
+import { measureBandwidth, measurePeak } from "./measure.ts";
 import { modelConfig, modelOptions } from "./run.ts";
 import { createOptimizer } from "./trainer.ts";
 
@@ -47,20 +47,4 @@ function measureSpeeds(device: Device): Peaks {
     bfloat16Flops: measurePeak(device, "bfloat16"),
     bytesRead: measureBandwidth(device),
   };
-}
-
-/** Bytes a second of adding two arrays that no cache holds, the best of a few. */
-function measureBandwidth(device: Device): number {
-  const count = 16 << 20;
-  using a = Tensor.zeros(device, [count]);
-  using b = Tensor.zeros(device, [count]);
-  using c = Tensor.zeros(device, [count]);
-  let best = Number.POSITIVE_INFINITY;
-  for (let i = 0; i < 4; i++) {
-    const started = performance.now();
-    operations.add(c, a, b);
-    device.synchronize();
-    best = Math.min(best, performance.now() - started);
-  }
-  return (12 * count) / (best / 1000);
 }

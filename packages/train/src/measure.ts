@@ -18,14 +18,27 @@ export function measurePeak(device: Device, type: FloatType): number {
   using a = Tensor.zeros(device, [size, size], type);
   using b = Tensor.zeros(device, [size, size], type);
   using c = Tensor.zeros(device, [size, size], type);
+  return (2 * size ** 3) / bestSeconds(device, () => operations.matmul(c, a, b));
+}
+
+/** Bytes a second of adding two arrays that no cache holds, the best of a few. */
+export function measureBandwidth(device: Device): number {
+  const count = 16 << 20;
+  using a = Tensor.zeros(device, [count]);
+  using b = Tensor.zeros(device, [count]);
+  using c = Tensor.zeros(device, [count]);
+  return (12 * count) / bestSeconds(device, () => operations.add(c, a, b));
+}
+
+function bestSeconds(device: Device, work: () => void): number {
   let best = Number.POSITIVE_INFINITY;
   for (let i = 0; i < 4; i++) {
     const started = performance.now();
-    operations.matmul(c, a, b);
+    work();
     device.synchronize();
     best = Math.min(best, performance.now() - started);
   }
-  return (2 * size ** 3) / (best / 1000);
+  return best / 1000;
 }
 
 /** The norms of weights and of one update. Weights are compared one by one: all of them may not fit into one array. */
