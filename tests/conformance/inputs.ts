@@ -24,6 +24,11 @@ export function gain(size: number, seed: number): FloatArray {
   );
 }
 
+/** The sum of two arrays, in float64. */
+export function plus(a: ArrayLike<number>, b: ArrayLike<number>): Float64Array {
+  return Float64Array.from(a, (value, i) => value + b[i]);
+}
+
 /** The four projections of an attention layer of that width. */
 export function projections(dModel: number, seed: number) {
   const [q, k, v, o] = [0, 1, 2, 3].map((i) => matrix(dModel, dModel, seed + i));
@@ -38,4 +43,9 @@ export function roundToBfloat16(values: ArrayLike<number>): Float32Array {
 /** What a tensor of that type keeps of float32 values: the numbers that operation and reference both start from. */
 export function kept(type: FloatType, array: FloatArray): FloatArray {
   return type === "float32" ? array : { ...array, data: roundToBfloat16(array.data) };
+}
+
+/** Makes arrays of normal numbers that the type holds exactly. */
+export function normalIn(type: FloatType): typeof randomNormal {
+  return (...args) => kept(type, randomNormal(...args));
 }

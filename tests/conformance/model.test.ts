@@ -1,25 +1,13 @@
 /**
- * The whole model: logits, loss and every gradient against PyTorch's goldens for each of their configurations, and
- * against finite differences of the float64 reference for every combination of the ablations; then 20 steps of training
- * beside PyTorch.
+ * The whole model: logits, loss and every gradient against PyTorch's goldens for each of their configurations, however
+ * its memory is arranged; and its initial weights. See gradients.test.ts for all other configurations.
  */
 import { describe, expect, test } from "bun:test";
-import {
-  AdamW,
-  Decoder,
-  type Device,
-  type ModelConfig,
-  type NdArray,
-  type Precision,
-  TransformerLM,
-  openDevice,
-} from "@mantou/model";
-import { runGetLrCosineSchedule } from "../adapters.ts";
-import { directionalDerivative } from "../reference/differences.ts";
-import { lossOf, transformerLm, weightShapes, weightsInFloat64 } from "../reference/transformer.ts";
+import { AdamW, type ModelConfig, TransformerLM } from "@mantou/model";
 import { difference, expectClose } from "../support/close.ts";
-import { type GoldenModel, goldenModels, goldenTrajectory } from "../support/golden.ts";
-import { type FloatArray, randomInts, randomNormal } from "../support/ndarray.ts";
+import { type GoldenModel, goldenModels } from "../support/golden.ts";
+import { type FloatArray, randomInts } from "../support/ndarray.ts";
+import { gradientsOf, weightsOf } from "../support/parameters.ts";
 import { onEveryBackend } from "./backends.ts";
 import { sameBits } from "./workbench.ts";
 
@@ -32,14 +20,6 @@ const tolerances = {
   bf16: { loss: { relative: 3e-3 }, whole: { norm: 2e-2 }, tensor: { norm: 4e-2 } },
 };
 const allowed = tolerances.fp32.tensor;
-
-function gradientsOf(model: TransformerLM): Record<string, FloatArray> {
-  const gradients: Record<string, FloatArray> = {};
-  for (const { name, shape, grad } of model.parameters().values()) {
-    gradients[name] = { shape: [...shape], data: grad.toFloat32Array() };
-  }
-  return gradients;
-}
 
 /** All gradients against `scale` times PyTorch's. */
 function expectGradients(model: TransformerLM, golden: GoldenModel, scale = 1): void {
@@ -56,12 +36,6 @@ function expectGradients(model: TransformerLM, golden: GoldenModel, scale = 1): 
   expectClose(actual, expected, whole, "gradient of the whole model");
 }
 
-function dot(a: ArrayLike<number>, b: ArrayLike<number>): number {
-  let sum = 0;
-  for (let i = 0; i < a.length; i++) sum += a[i] * b[i];
-  return sum;
-}
-
 /** "4.1e-7 (layers.0.ffn.w1.weight)": the largest relative error in norm, and whose it is. */
 function worst(actual: Record<string, FloatArray>, expected: Record<string, FloatArray>): string {
   const errors = Object.entries(expected).map(([name, { data }]) => ({
@@ -70,17 +44,6 @@ function worst(actual: Record<string, FloatArray>, expected: Record<string, Floa
   }));
   const { name, error } = errors.reduce((a, b) => (b.error > a.error ? b : a));
   return `${error.toExponential(1)} (${name})`;
-}
-
-/** Weights near those of an initialised model, with gains that are not 1. */
-function randomWeights(config: ModelConfig, seed: number): Record<string, FloatArray> {
-  return Object.fromEntries(
-    Object.entries(weightShapes(config)).map(([name, shape], i) => {
-      const array = randomNormal(shape, seed + i, shape.length === 1 ? 0.2 : 1 / Math.sqrt(shape[1]));
-      if (shape.length === 1) array.data.forEach((value, j) => (array.data[j] = 1 + value));
-      return [name, array];
-    }),
-  );
 }
 
 onEveryBackend((backend, device) => {
@@ -212,214 +175,6 @@ onEveryBackend((backend, device) => {
     },
   );
 
-  describe("gradients against finite differences in float64", () => {
-    const [batch, length] = [2, 5];
-    const sizes = { vocabSize: 19, contextLength: length, dModel: 12, numLayers: 2, dFf: 7, ropeTheta: 100 };
-    const inputs = randomInts([batch * length], 1, sizes.vocabSize).data;
-    const targets = randomInts([batch * length], 2, sizes.vocabSize).data;
-
-    for (const norm of ["pre", "post", "none"] as const) {
-      for (const position of ["rope", "none"] as const) {
-        test(`norm ${norm}, position ${position}: swiglu and silu, tied and not, 1, 2 or as many heads as queries`, () => {
-          for (const ffn of ["swiglu", "silu"] as const) {
-            for (const tieEmbeddings of [false, true]) {
-              for (const [numHeads, numKeyValueHeads] of [
-                [3, 3],
-                [6, 2],
-                [2, 1],
-              ]) {
-                const config = { ...sizes, norm, position, ffn, tieEmbeddings, numHeads, numKeyValueHeads };
-                checkGradients(device, config, inputs, targets, batch);
-              }
-            }
-          }
-        });
-      }
-    }
-  });
-
-  test("gradients with normalised queries and keys, and the same logits token by token", () => {
-    const sizes = { vocabSize: 19, contextLength: 6, dModel: 24, numLayers: 2, dFf: 7, ropeTheta: 50, qkNorm: true };
-    const [inputs, targets] = [3, 4].map((seed) => randomInts([12], seed, sizes.vocabSize).data);
-    for (const position of ["rope", "none"] as const) {
-      for (const [numHeads, numKeyValueHeads] of [
-        [3, 3],
-        [6, 2],
-        [2, 1],
-      ]) {
-        const config = { ...sizes, position, numHeads, numKeyValueHeads };
-        checkGradients(device, config, inputs, targets, 2);
-        using model = new TransformerLM(config, { device, seed: 5 });
-        const whole = model.logits({ shape: [1, 6], data: inputs.slice(0, 6) }).data;
-        const weights = Object.fromEntries(
-          [...model.parameters().values()].map(({ name, shape, value }) => [
-            name,
-            { shape: [...shape], data: value.toFloat32Array() },
-          ]),
-        );
-        const expected = transformerLm(config, weights, { shape: [1, 6], data: inputs.slice(0, 6) });
-        expectClose(whole as Float32Array, expected.data, { absolute: 1e-4 }, "logits");
-        using decoder = new Decoder(model);
-        for (let i = 0; i < 6; i++) {
-          const logits = decoder.forward(inputs.slice(i, i + 1));
-          expectClose(logits, whole.slice(i * 19, (i + 1) * 19) as Float32Array, { absolute: 1e-5 }, `token ${i}`);
-        }
-      }
-    }
-  });
-
-  test("gradients with a soft cap, a z-loss, and both; losses are without the z-loss", () => {
-    const sizes = { vocabSize: 19, contextLength: 6, dModel: 12, numLayers: 1, numHeads: 2, dFf: 7, ropeTheta: 50 };
-    const [inputs, targets] = [3, 4].map((seed) => randomInts([12], seed, sizes.vocabSize).data);
-    for (const tieEmbeddings of [false, true]) {
-      for (const [logitSoftCap, zLoss] of [
-        [0.7, 0],
-        [30, 0.1],
-        [0, 0.1],
-      ]) {
-        checkGradients(device, { ...sizes, tieEmbeddings, logitSoftCap }, inputs, targets, 2, zLoss);
-      }
-    }
-  });
-
-  test("gradients with another ε and scaled rotary frequencies", () => {
-    const sizes = { vocabSize: 19, contextLength: 6, dModel: 24, numLayers: 2, numHeads: 2, dFf: 7, ropeTheta: 50 };
-    const [inputs, targets] = [3, 4].map((seed) => randomInts([12], seed, sizes.vocabSize).data);
-    const llama3 = { ropeFactor: 8, ropeLowFreqFactor: 0.5, ropeHighFreqFactor: 2, ropeOriginalContext: 20 };
-    for (const norm of ["pre", "post"] as const) {
-      for (const settings of [{ ropeScaling: "llama3", ...llama3 } as const, { ropeScaling: "linear" } as const]) {
-        checkGradients(device, { ropeFactor: 3, ...sizes, norm, rmsNormEps: 0.05, ...settings }, inputs, targets, 2);
-      }
-    }
-  });
-
-  describe("training", () => {
-    const golden = goldenTrajectory();
-    const [steps, batchSize, length] = golden.inputs.shape;
-    const { betas, eps, weightDecay, maxL2Norm, ...schedule } = golden.settings;
-    const at = (array: NdArray, step: number) =>
-      array.data.slice(step * batchSize * length, (step + 1) * batchSize * length) as Int32Array;
-
-    /** The golden run; `update` clips, steps and returns the norm. */
-    function train(on: Device, precision: Precision, update: (optimizer: AdamW, lr: number) => number) {
-      const model = new TransformerLM(golden.config, { device: on, weights: golden.initial, batchSize, precision });
-      const optimizer = new AdamW(model.parameters(), { betas, eps, weightDecay });
-      const [losses, norms]: number[][] = [[], []];
-      for (let step = 0; step < steps; step++) {
-        const lr = runGetLrCosineSchedule({ it: step + 1, ...schedule });
-        optimizer.zeroGrad();
-        losses.push(model.lossAndGradients(at(golden.inputs, step), at(golden.targets, step)));
-        norms.push(update(optimizer, lr));
-      }
-      const last = steps - 1;
-      const lossAfter = model.loss(at(golden.inputs, last), at(golden.targets, last));
-      const weights = [...model.parameters().values()].map(
-        ({ name, value }) => [name, value.toFloat32Array()] as const,
-      );
-      optimizer[Symbol.dispose]();
-      model[Symbol.dispose]();
-      return { losses, norms, lossAfter, weights: Object.fromEntries(weights) };
-    }
-
-    const clipThenStep = (optimizer: AdamW, lr: number) => {
-      const norm = optimizer.clipGradients(maxL2Norm);
-      optimizer.step(lr);
-      return norm;
-    };
-
-    const clipAndStep = (optimizer: AdamW, lr: number) => optimizer.clipAndStep(lr, maxL2Norm);
-    // Each test of a trajectory takes the first run of its kind.
-    const runs = new Map<string, ReturnType<typeof train>>();
-    const firstRun = (precision: Precision, update: typeof clipThenStep) => {
-      const key = `${precision} ${update.name}`;
-      if (!runs.has(key)) runs.set(key, train(device, precision, update));
-      return runs.get(key)!;
-    };
-
-    for (const [name, update] of Object.entries({
-      "clipping, then a step": clipThenStep,
-      "both in one pass": clipAndStep,
-    })) {
-      test(`20 steps follow PyTorch's: ${name}`, () => {
-        const { losses, norms, lossAfter, weights } = firstRun("fp32", update);
-        const found = expectClose(losses, golden.losses, { absolute: 1e-4 }, "losses");
-        console.log(`  ${name}: losses of ${steps} steps differ by at most ${found.maximum.toExponential(1)}`);
-        expectClose(norms, golden.norms, { relative: 1e-4 }, "gradient norms");
-        expectClose([lossAfter], [golden.lossAfter], { absolute: 1e-4 }, "loss after the last step");
-        for (const [key, { data }] of Object.entries(golden.final)) {
-          expectClose(weights[key], data, { norm: 1e-4 }, key);
-        }
-      });
-    }
-
-    test("in bf16 20 steps stay within 1 % of PyTorch's losses in float32", () => {
-      const { losses, lossAfter } = firstRun("bf16", clipAndStep);
-      expectClose([...losses, lossAfter], [...golden.losses, golden.lossAfter], { relative: 0.01 }, "losses");
-      const errors = losses.map((loss, step) => Math.abs(loss / golden.losses[step]! - 1));
-      console.log(`  bf16: losses of ${steps} steps differ by at most ${(100 * Math.max(...errors)).toFixed(3)} %`);
-    });
-
-    test.each(["fp32", "bf16"] as const)(
-      "two runs, and runs on other numbers of threads, give the same bits: %s",
-      (precision) => {
-        const update = precision === "fp32" ? clipThenStep : clipAndStep;
-        const first = firstRun(precision, update);
-        using one = openDevice(backend, { threads: 1 });
-        // Other backends know no number of threads.
-        for (const on of backend === "cpu" ? [device, one] : [one]) {
-          const again = train(on, precision, update);
-          expect(again.losses).toEqual(first.losses);
-          for (const [key, values] of Object.entries(again.weights)) sameBits(values, first.weights[key], key);
-        }
-      },
-    );
-
-    test("a step allocates no device memory after the first", () => {
-      using own = openDevice(backend);
-      let allocations = 0;
-      const allocate = own.allocate.bind(own);
-      own.allocate = (bytes) => {
-        allocations++;
-        return allocate(bytes);
-      };
-      for (const norm of ["pre", "post", "none"] as const) {
-        using model = new TransformerLM({ ...golden.config, norm }, { device: own, seed: 1, batchSize });
-        using optimizer = new AdamW(model.parameters());
-        const step = (options: { length?: number } = {}) => {
-          const tokens = at(golden.inputs, 0).slice(0, batchSize * (options.length ?? length));
-          optimizer.zeroGrad();
-          model.lossAndGradients(tokens, tokens, options);
-          optimizer.clipGradients(1);
-          optimizer.step(1e-3);
-          model.loss(tokens, tokens, options);
-        };
-        step();
-        expect(allocations).toBeGreaterThan(0);
-        allocations = 0;
-        step();
-        step({ length: 7 });
-        expect(allocations).toBe(0);
-      }
-    });
-
-    test("an impossible batch is refused and changes nothing", () => {
-      using model = new TransformerLM(golden.config, { device, seed: 1, batchSize: 2 });
-      const tokens = (count: number, last = 0) =>
-        Int32Array.from({ length: count }, (_, i) => (i === count - 1 ? last : 0));
-      const run = (inputs: Int32Array, targets: Int32Array, ofLength?: number) => () =>
-        model.lossAndGradients(inputs, targets, { length: ofLength });
-      expect(run(tokens(72), tokens(72))).toThrow("3 sequences are more than the model's batchSize 2");
-      expect(run(tokens(25), tokens(25))).toThrow("25 tokens are not sequences of 24");
-      expect(run(tokens(50), tokens(50), 25)).toThrow("contextLength is 24");
-      expect(run(tokens(0), tokens(0))).toThrow("0 tokens");
-      expect(run(tokens(24), tokens(23))).toThrow("24 inputs but 23 targets");
-      expect(run(tokens(24, 97), tokens(24))).toThrow("token 97 at position 23");
-      expect(run(tokens(24), tokens(24, -1))).toThrow("token -1 at position 23");
-      expect(run(tokens(24), tokens(24), 1.5)).toThrow("sequences of 1.5");
-      expect(model.store.gradients.toFloat32Array().every((value) => value === 0)).toBe(true);
-    });
-  });
-
   describe("initialisation", () => {
     const config = {
       vocabSize: 307,
@@ -430,14 +185,9 @@ onEveryBackend((backend, device) => {
       dFf: 211,
       ropeTheta: 1e4,
     };
-    const weightsOf = (options: { seed?: number }, changed: Partial<ModelConfig> = {}) => {
+    const initial = (options: { seed?: number }, changed: Partial<ModelConfig> = {}) => {
       using model = new TransformerLM({ ...config, ...changed }, { device, ...options });
-      return Object.fromEntries(
-        [...model.parameters().values()].map(({ name, shape, value }) => [
-          name,
-          { shape, data: value.toFloat32Array() },
-        ]),
-      );
+      return weightsOf(model);
     };
 
     /** σ of a matrix of the handout's initialisation, §3.4.1. */
@@ -450,7 +200,7 @@ onEveryBackend((backend, device) => {
         // Variance of a standard normal truncated at ±3: 1 − 2 · 3 φ(3) / (2 Φ(3) − 1).
         const density = Math.exp(-4.5) / Math.sqrt(2 * Math.PI);
         const variance = 1 - (6 * density) / 0.9973002039367398;
-        for (const [name, { shape, data }] of Object.entries(weightsOf({ seed: 7 }, { tieEmbeddings }))) {
+        for (const [name, { shape, data }] of Object.entries(initial({ seed: 7 }, { tieEmbeddings }))) {
           if (shape.length === 1) {
             expect(data.every((value) => value === 1)).toBe(true);
             continue;
@@ -471,9 +221,9 @@ onEveryBackend((backend, device) => {
     }
 
     test("deterministic in the seed, different for different seeds, 0 by default", () => {
-      const [first, again, other] = [weightsOf({ seed: 1 }), weightsOf({ seed: 1 }), weightsOf({ seed: 2 })];
+      const [first, again, other] = [initial({ seed: 1 }), initial({ seed: 1 }), initial({ seed: 2 })];
       expect(again).toEqual(first);
-      expect(weightsOf({})).toEqual(weightsOf({ seed: 0 }));
+      expect(initial({})).toEqual(initial({ seed: 0 }));
       for (const [name, { shape, data }] of Object.entries(first)) {
         if (shape.length > 1) expect(other[name].data).not.toEqual(data);
       }
@@ -482,35 +232,3 @@ onEveryBackend((backend, device) => {
     });
   });
 });
-
-/** All gradients of one configuration: along random directions and along the gradient itself, tensor by tensor. */
-function checkGradients(
-  device: Device,
-  config: ModelConfig,
-  inputs: Int32Array,
-  targets: Int32Array,
-  batch: number,
-  zLoss = 0,
-): void {
-  const weights = randomWeights(config, 10);
-  using model = new TransformerLM(config, { device, weights, batchSize: batch, zLoss });
-  const precise = weightsInFloat64(weights);
-  const loss = () => lossOf(config, precise, inputs, targets, batch, zLoss);
-  const reported = lossOf(config, precise, inputs, targets, batch);
-  expectClose([model.lossAndGradients(inputs, targets)], [reported], { relative: 1e-5 }, "loss");
-  const gradients = gradientsOf(model);
-  expect(Object.keys(gradients).sort()).toEqual(Object.keys(weights).sort());
-  Object.entries(gradients).forEach(([name, { shape, data }], i) => {
-    const size = Math.sqrt(dot(data, data));
-    const random = randomNormal(shape, 100 + i).data;
-    const directions = [
-      data.map((value) => value / size),
-      random.map((value) => value / Math.sqrt(dot(random, random))),
-    ];
-    for (const direction of directions) {
-      const slope = directionalDerivative(loss, [precise[name].data], [direction]);
-      const what = `${JSON.stringify(config)}: slope along a direction of ${name}`;
-      expectClose([dot(data, direction)], [slope], { absolute: 2e-5 * size + 1e-8 }, what);
-    }
-  });
-}

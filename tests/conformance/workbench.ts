@@ -1,5 +1,5 @@
 /**
- * Runs one operation the way the conformance suite wants it: outputs and workspaces full of NaN beforehand, twice on
+ * Runs one operation (the tests of kernels/) the way the conformance suite wants it: outputs and workspaces full of NaN beforehand, twice on
  * every device that owes the same bits, compared with what is expected.
  */
 import { type DType, type Device, type FloatType, Tensor } from "@mantou/model";
@@ -8,6 +8,9 @@ import { type Numbers, type Tolerance, expectClose } from "../support/close.ts";
 import { type FloatArray, type IntArray, sizeOf } from "../support/ndarray.ts";
 import { type Subject, equalDevices } from "./backends.ts";
 import { roundToBfloat16 } from "./inputs.ts";
+
+/** The codes of types in the C ABI. */
+export const DTYPES = { float32: 0, bfloat16: 1 } as const;
 
 /** Elements before and behind every tensor of a workbench: 256 bytes or 512, so that tensors stay aligned. */
 const GUARD = 128;

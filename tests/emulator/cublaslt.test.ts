@@ -62,12 +62,15 @@ test("a library that is asked for and not there is an error that says where it w
 test("products in every orientation, with strides, added to or not, by the algorithm that works", () => {
   // Shapes on both sides, among them one that the stand-in has no algorithm for; larger ones would ask it nothing new.
   const pattern = "matmul .* (· \\[(17, 3|3, 65|113, 17|65, 203|113, 203)\\]|row strides|without terms)";
-  const { exitCode, output } = bun(["test", "--timeout", "60000", "tests/conformance/kernels.test.ts", "-t", pattern], {
-    MANTOU_BACKENDS: "emulated",
-    MANTOU_EMULATION: "plain",
-    MANTOU_MATMUL: "cublaslt",
-    MANTOU_CUBLASLT: library,
-  });
+  const { exitCode, output } = bun(
+    ["test", "--timeout", "60000", "tests/conformance/kernels/matmul.test.ts", "-t", pattern],
+    {
+      MANTOU_BACKENDS: "emulated",
+      MANTOU_EMULATION: "plain",
+      MANTOU_MATMUL: "cublaslt",
+      MANTOU_CUBLASLT: library,
+    },
+  );
   expect(output).not.toContain("(fail)");
   expect(output).toMatch(/\n\s*[1-9]\d* pass\n/);
   expect(exitCode).toBe(0);

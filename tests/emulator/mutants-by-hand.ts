@@ -1,28 +1,33 @@
 /** What mutants.ts cannot find by itself: which tests judge a file, mistakes made by hand, and mutants that are none. */
 
-const kernels = ["tests/conformance/kernels.test.ts"];
-const attention = ["tests/conformance/attention.test.ts"];
+const tests = (...names: string[]) => names.map((name) => `tests/conformance/kernels/${name}.test.ts`);
 
 /** The tests of each file of kernels/cuda; a file without any gets no mutants. */
 export const TESTS: Record<string, { tests: string[]; pattern: string }> = {
-  "adamw.cu": { tests: kernels, pattern: "AdamW|gradient norm" },
-  "context.h": { tests: kernels, pattern: "elementwise|RMSNorm|softmax|cross-entropy|outside the vocabulary" },
-  "cross_entropy.cu": { tests: kernels, pattern: "cross-entropy" },
-  "elementwise.cu": { tests: kernels, pattern: "elementwise" },
-  "embedding.cu": { tests: kernels, pattern: "embedding|outside the vocabulary" },
-  "rmsnorm.cu": { tests: kernels, pattern: "RMSNorm" },
-  "rope.cu": { tests: kernels, pattern: "RoPE" },
-  "softmax.cu": { tests: kernels, pattern: "softmax" },
-  "swiglu.cu": { tests: kernels, pattern: "SwiGLU|SiLU" },
-  "matmul.cu": { tests: kernels, pattern: "matmul" },
+  "adamw.cu": { tests: tests("optimizer"), pattern: "AdamW|gradient norm" },
+  "context.h": {
+    tests: tests("elementwise", "rmsnorm", "softmax", "refusals"),
+    pattern: "elementwise|RMSNorm|softmax|cross-entropy|outside the vocabulary",
+  },
+  "cross_entropy.cu": { tests: tests("softmax"), pattern: "cross-entropy" },
+  "elementwise.cu": { tests: tests("elementwise"), pattern: "elementwise" },
+  "embedding.cu": { tests: tests("embedding", "refusals"), pattern: "embedding|outside the vocabulary" },
+  "rmsnorm.cu": { tests: tests("rmsnorm"), pattern: "RMSNorm" },
+  "rope.cu": { tests: tests("rope"), pattern: "RoPE" },
+  "softmax.cu": { tests: tests("softmax"), pattern: "softmax" },
+  "swiglu.cu": { tests: tests("elementwise"), pattern: "SwiGLU|SiLU" },
+  "matmul.cu": { tests: tests("matmul"), pattern: "matmul" },
   "attention.cu": {
-    tests: [...attention, ...kernels],
+    tests: tests("attention", "refusals"),
     pattern: "(1|17|64|65|77|33|193)\\], |a cache that|a slot that",
   },
-  "attention.h": { tests: [...attention, ...kernels], pattern: "(1|17|64|65|77|33|193)\\], |a cache that|a slot that" },
-  "attention_backward.cu": { tests: attention, pattern: "(1|17|64|65|77|33|193)\\], " },
-  "attention_scalar.cu": { tests: attention, pattern: "(1|17|64|65|77|33|193)\\], " },
-  "tensor_tile.h": { tests: attention, pattern: "(65|77|193)\\], " },
+  "attention.h": {
+    tests: tests("attention", "refusals"),
+    pattern: "(1|17|64|65|77|33|193)\\], |a cache that|a slot that",
+  },
+  "attention_backward.cu": { tests: tests("attention"), pattern: "(1|17|64|65|77|33|193)\\], " },
+  "attention_scalar.cu": { tests: tests("attention"), pattern: "(1|17|64|65|77|33|193)\\], " },
+  "tensor_tile.h": { tests: tests("attention"), pattern: "(65|77|193)\\], " },
 };
 
 /** In the first line of the file that contains it: what stands there, the mistake, and its name. */

@@ -1,15 +1,15 @@
 /**
  * Causal attention over packed rows, forward, backward and with a cache: every head size and length, grouped-query,
- * rotated or not, at given positions, against float64, in every type. See workbench.ts for how each is run.
+ * rotated or not, at given positions, against float64, in every type. See ../workbench.ts for how each is run.
  */
 import { describe, expect, test } from "bun:test";
 import { type Tensor, operations, ropeTable } from "@mantou/model";
-import { type PackedAttention, packedAttention, packedAttentionBackward } from "../reference/gradients.ts";
-import * as ops from "../reference/ops.ts";
-import { floats, ints, randomInts, randomNormal } from "../support/ndarray.ts";
-import { onEveryType } from "./backends.ts";
-import { kept } from "./inputs.ts";
-import { Workbench, verify } from "./workbench.ts";
+import { type PackedAttention, packedAttention, packedAttentionBackward } from "../../reference/gradients.ts";
+import * as ops from "../../reference/ops.ts";
+import { floats, ints, randomInts } from "../../support/ndarray.ts";
+import { onEveryType } from "../backends.ts";
+import { normalIn } from "../inputs.ts";
+import { DTYPES, Workbench, verify } from "../workbench.ts";
 
 const THETA = 1e4;
 
@@ -26,9 +26,8 @@ function shapeOn(bench: Workbench, shape: PackedAttention, positions: number) {
 
 onEveryType((subject) => {
   const { device, type } = subject;
-  const DTYPE = { float32: 0, bfloat16: 1 }[type];
-  /** Normal numbers that the type holds exactly. */
-  const normal = (...args: Parameters<typeof randomNormal>) => kept(type, randomNormal(...args));
+  const DTYPE = DTYPES[type];
+  const normal = normalIn(type);
   const single = new Float32Array(1);
   const word = new Uint32Array(single.buffer);
   /** The reference with every intermediate result in bfloat16. */
