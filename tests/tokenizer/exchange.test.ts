@@ -121,13 +121,6 @@ test("what tiktoken cannot hold is refused", () => {
   expect(() => toTiktoken(new Tokenizer({ vocab: reversed, merges: tokenizer.merges }))).toThrow("merged before one");
 });
 
-test("an NFC normalizer is reported", () => {
-  const file = JSON.parse(toHuggingFace(tokenizer));
-  file.normalizer = { type: "NFC" };
-  expect(parseHuggingFace(JSON.stringify(file)).normalization).toBe("NFC");
-  expect(parseHuggingFace(toHuggingFace(tokenizer)).normalization).toBeNull();
-});
-
 test("merges in the old form, one string each, are read", () => {
   const file = JSON.parse(toHuggingFace(tokenizer));
   file.model.merges = file.model.merges.map((pair: string[]) => pair.join(" "));

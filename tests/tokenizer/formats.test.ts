@@ -92,7 +92,7 @@ describe("our JSON", () => {
     ["truncated", JSON.stringify(tokenizer).slice(0, -20), "cut short"],
     ["an array", "[]", "expected a JSON object"],
     ["another format", '{"model":{}}', '"format" is missing'],
-    ["a later version", damaged((json) => Object.assign(json, { version: 2 })), "version 2"],
+    ["a later version", damaged((json) => Object.assign(json, { version: 3 })), "version 3"],
     ["no hash", damaged((json) => Object.assign(json, { hash: undefined })), "hash is missing, expected a string"],
     [
       "merges of a wrong type",

@@ -143,7 +143,7 @@ describe("tokenizer.json", () => {
     const cases: [(json: ReturnType<typeof file>) => void, string][] = [
       [(json) => (json.model.type = "Unigram"), 'DIR/tokenizer.json: the model is "Unigram"'],
       [(json) => (json.model.byte_fallback = true), "byte_fallback"],
-      [(json) => (json.normalizer = { type: "NFC" }), "normalizes texts (NFC)"],
+      [(json) => (json.normalizer = { type: "NFKC" }), 'the normalizer "NFKC" is not supported'],
       [(json) => (json.pre_tokenizer = { type: "Metaspace" }), "only byte-level BPE"],
       [(json) => (json.pre_tokenizer = { type: "Sequence", pretokenizers: [{ type: "Digits" }] }), "Digits"],
       [(json) => delete json.model.vocab.a, "DIR/tokenizer.json: "],

@@ -30,10 +30,20 @@ export interface Sink {
    * are reused after the call; up to PADDING bytes may be read behind each piece.
    */
   pieces(bytes: Uint8Array, view: DataView, start: number, ends: Int32Array, count: number): void;
-  special(id: number): void;
+  /** A special token of `length` bytes. */
+  special(id: number, length: number): void;
 }
 
-export class TextFeed {
+/** Takes a text in chunks, cut anywhere. */
+export interface Feed {
+  push(chunk: string | Uint8Array): void;
+  /** Ends the text; the feed is then ready for another one. */
+  finish(): void;
+  /** Forgets everything pushed since the last `finish`, for use after an error. */
+  reset(): void;
+}
+
+export class TextFeed implements Feed {
   readonly #unsettled: number;
   readonly #scanner: Scanner;
   readonly #specials: SpecialMatcher | null;
@@ -66,13 +76,11 @@ export class TextFeed {
     else throw new TokenizerError(`text is ${chunk === null ? "null" : typeof chunk}: use strings or Uint8Arrays`);
   }
 
-  /** Ends the text; the feed is then ready for another one. */
   finish(): void {
     this.#flushSurrogate();
     this.#settle(true);
   }
 
-  /** Forgets everything pushed since the last `finish`, for use after an error. */
   reset(): void {
     this.#length = 0;
     this.#highSurrogate = "";
@@ -156,7 +164,7 @@ export class TextFeed {
       }
       const { start, end, id } = specials;
       this.#scanWhole(position, start);
-      this.#sink.special(id);
+      this.#sink.special(id, end - start);
       position = end;
     }
     if (final) this.#scanWhole(position, limit);

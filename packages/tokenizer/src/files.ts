@@ -27,6 +27,7 @@ import { type CountOptions, type PretokenCounts, PretokenStream } from "./pretok
 import { parseTiktoken, toTiktoken } from "./tiktoken-format.ts";
 import { Tokenizer } from "./tokenizer.ts";
 import { type TrainOptions, TrainingRun } from "./training.ts";
+import type { TokenizerOptions } from "./vocabulary.ts";
 import { WorkerPool } from "./worker-pool.ts";
 import type { FilePart } from "./worker.ts";
 
@@ -41,9 +42,10 @@ export type TokenizerFormat = "mantou" | "huggingface" | "tiktoken" | "gpt2";
 
 export const TOKENIZER_FORMATS: readonly TokenizerFormat[] = ["mantou", "huggingface", "tiktoken", "gpt2"];
 
-/** What a file does not say: tiktoken's and GPT-2's have no pattern, and tiktoken's no special tokens. */
+/** What a file does not say: tiktoken's and GPT-2's have no pattern and no normalization, tiktoken's no special tokens. */
 export interface LoadOptions {
   pattern?: string;
+  normalization?: "NFC" | null;
   /** Text and id of each; for GPT-2's files, which have the ids, the texts alone count. */
   specialTokens?: Readonly<Record<string, number>>;
 }
@@ -54,14 +56,19 @@ export interface LoadOptions {
  *
  * @throws naming the file, if it cannot be read or is damaged.
  */
-export function loadTokenizer(path: string, { pattern, specialTokens = {} }: LoadOptions = {}): Tokenizer {
+export function loadTokenizer(
+  path: string,
+  { pattern, normalization, specialTokens = {} }: LoadOptions = {},
+): Tokenizer {
   return withPath(path, () => {
     if (statSync(path).isDirectory()) {
       const [vocabPath, mergesPath] = [join(path, "vocab.json"), join(path, "merges.txt")];
-      return loadGpt2(vocabPath, mergesPath, { pattern, specialTokens: Object.keys(specialTokens) });
+      return loadGpt2(vocabPath, mergesPath, { pattern, normalization, specialTokens: Object.keys(specialTokens) });
     }
     const text = readText(path);
-    if (path.endsWith(".tiktoken")) return new Tokenizer({ ...parseTiktoken(text, specialTokens), pattern });
+    if (path.endsWith(".tiktoken")) {
+      return new Tokenizer({ ...parseTiktoken(text, specialTokens), pattern, normalization });
+    }
     const json = parseJson(text);
     const isHuggingFace = typeof json === "object" && json !== null && "model" in json && !("format" in json);
     return isHuggingFace ? new Tokenizer(parseHuggingFace(text)) : Tokenizer.fromJSON(json);
@@ -123,7 +130,7 @@ function writeFile(path: string, parts: Uint8Array[]): void {
 export function loadGpt2(
   vocabPath: string,
   mergesPath: string,
-  options: { specialTokens?: readonly string[]; pattern?: string } = {},
+  options: Pick<TokenizerOptions, "specialTokens" | "pattern" | "normalization"> = {},
 ): Tokenizer {
   const vocabText = withPath(vocabPath, () => readText(vocabPath));
   const mergesText = withPath(mergesPath, () => readText(mergesPath));

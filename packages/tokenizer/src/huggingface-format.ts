@@ -1,7 +1,7 @@
 /**
  * Hugging Face's `tokenizer.json` for byte-level BPE: what GPT-2, Llama 3, Qwen and their relatives ship. Read: the
- * vocabulary, the merges, the added tokens and the pattern. What a tokenizer of ours does not do is refused by name; only
- * the post-processor (which adds tokens around a text) is passed over, and an NFC normalizer is reported, not applied.
+ * vocabulary, the merges, the added tokens, the pattern and an NFC normalizer. What a tokenizer of ours does not do is
+ * refused by name; only the post-processor (which adds tokens around a text) is passed over.
  */
 import { readToken, writeToken } from "./byte-alphabet.ts";
 import { TokenizerError } from "./errors.ts";
@@ -55,13 +55,23 @@ function patternOf(preTokenizer: Json): string {
   return resolvePattern(source).id;
 }
 
+/** What the normalizer does, alone or as the one step of a sequence. */
+function normalizationOf(normalizer: unknown): "NFC" | null {
+  if (normalizer == null) return null;
+  const { type, normalizers } = object(normalizer, "normalizer");
+  if (type === "NFC") return type;
+  if (type !== "Sequence") fail(`the normalizer ${JSON.stringify(type)} is not supported`);
+  const steps = list(normalizers, "normalizer.normalizers");
+  if (steps.length > 1) fail("the normalizer is a sequence of several, which is not supported");
+  return normalizationOf(steps[0]);
+}
+
 /**
- * A tokenizer's options from the text of a `tokenizer.json`. `normalization` is "NFC" where the file asks for it: pass
- * texts through `text.normalize("NFC")` then, as we do not.
+ * A tokenizer's options from the text of a `tokenizer.json`.
  *
  * @throws naming the field that is wrong, or that asks for something else than byte-level BPE.
  */
-export function parseHuggingFace(text: string): TokenizerOptions & { normalization: "NFC" | null } {
+export function parseHuggingFace(text: string): TokenizerOptions {
   let parsed: unknown;
   try {
     parsed = JSON.parse(text);
@@ -78,12 +88,11 @@ export function parseHuggingFace(text: string): TokenizerOptions & { normalizati
   for (const field of ["dropout", "continuing_subword_prefix", "end_of_word_suffix"]) {
     if (model[field] != null && model[field] !== "" && model[field] !== 0) fail(`model.${field} is not supported`);
   }
-  const normalizer = file.normalizer == null ? null : object(file.normalizer, "normalizer").type;
-  if (normalizer !== null && normalizer !== "NFC")
-    fail(`the normalizer ${JSON.stringify(normalizer)} is not supported`);
+  const normalization = normalizationOf(file.normalizer);
 
   const vocab = new Map<number, Uint8Array>();
   const specialTokens: string[] = [];
+  const normalizedSpecialTokens: string[] = [];
   const addedIds = new Set<number>();
   const checkId = (id: unknown, token: unknown): number => {
     if (typeof id !== "number" || !Number.isInteger(id) || id < 0) fail(`the id of ${JSON.stringify(token)} is ${id}`);
@@ -101,6 +110,7 @@ export function parseHuggingFace(text: string): TokenizerOptions & { normalizati
     addedIds.add(id);
     vocab.set(id, encodeUtf8(content));
     specialTokens.push(content);
+    if (token.normalized === true) normalizedSpecialTokens.push(content);
   }
   for (const [token, value] of Object.entries(object(model.vocab, "model.vocab"))) {
     const id = checkId(value, token);
@@ -117,7 +127,7 @@ export function parseHuggingFace(text: string): TokenizerOptions & { normalizati
     return [readToken(left), readToken(right)];
   });
   const pattern = patternOf(object(file.pre_tokenizer, "pre_tokenizer"));
-  return { vocab, merges, specialTokens, pattern, normalization: normalizer };
+  return { vocab, merges, specialTokens, pattern, normalization, normalizedSpecialTokens };
 }
 
 /** The text of a `tokenizer.json` that Hugging Face's tokenizers loads to give the same ids. */
@@ -142,10 +152,10 @@ export function toHuggingFace(tokenizer: Tokenizer): string {
       single_word: false,
       lstrip: false,
       rstrip: false,
-      normalized: false,
+      normalized: tokenizer.normalizedSpecialTokens.includes(content),
       special: true,
     })).sort((a, b) => a.id - b.id),
-    normalizer: null,
+    normalizer: tokenizer.normalization === null ? null : { type: tokenizer.normalization },
     pre_tokenizer:
       tokenizer.pattern === "gpt2"
         ? byteLevel(true)

@@ -6,13 +6,18 @@ import { TokenizerError } from "./errors.ts";
 import { showToken, type TokenizerOptions, type Vocabulary } from "./vocabulary.ts";
 
 const FORMAT = "mantou-tokenizer";
-const VERSION = 1;
+/** Version 2 is 1 with a normalization; what has none is written as 1, which older programs read too. */
+const VERSIONS = [1, 2];
 
 export interface TokenizerJson {
   format: typeof FORMAT;
-  version: typeof VERSION;
+  version: number;
   /** Name of the pattern, or its regular expression. */
   pattern: string;
+  /** From version 2 on: "NFC". */
+  normalization?: string;
+  /** From version 2 on: the special tokens that are found in normalized text. */
+  normalizedSpecialTokens?: readonly string[];
   /** Greatest id + 1. */
   vocabSize: number;
   /** Id of each of the 256 bytes. */
@@ -28,7 +33,18 @@ export interface TokenizerJson {
   hash: string;
 }
 
-export function vocabularyToJson(vocabulary: Vocabulary, pattern: string, hash: string): TokenizerJson {
+/** How text is split before the merges. */
+interface SplitOptions {
+  pattern: string;
+  normalization: "NFC" | null;
+  normalizedSpecialTokens: readonly string[];
+}
+
+export function vocabularyToJson(
+  vocabulary: Vocabulary,
+  { pattern, normalization, normalizedSpecialTokens }: SplitOptions,
+  hash: string,
+): TokenizerJson {
   const known = new Uint8Array(vocabulary.size);
   const bytes = Array.from(vocabulary.byteIds);
   const merges: TokenizerJson["merges"] = [];
@@ -48,8 +64,9 @@ export function vocabularyToJson(vocabulary: Vocabulary, pattern: string, hash: 
   }
   return {
     format: FORMAT,
-    version: VERSION,
+    version: normalization === null ? 1 : 2,
     pattern,
+    ...(normalization !== null && { normalization, normalizedSpecialTokens }),
     vocabSize: vocabulary.size,
     bytes,
     merges,
@@ -70,8 +87,10 @@ export function optionsFromJson(value: unknown): { options: TokenizerOptions; ha
   if (file.format !== FORMAT) {
     throw new TokenizerError(`not a tokenizer file: "format" is ${show(file.format)}, expected "${FORMAT}"`);
   }
-  if (file.version !== VERSION) {
-    throw new TokenizerError(`tokenizer file of version ${show(file.version)}: this program reads version ${VERSION}`);
+  if (!VERSIONS.includes(file.version as number)) {
+    throw new TokenizerError(
+      `tokenizer file of version ${show(file.version)}: this program reads versions ${VERSIONS.join(" and ")}`,
+    );
   }
   const pattern = string(file.pattern, "pattern");
   const hash = string(file.hash, "hash");
@@ -129,7 +148,13 @@ export function optionsFromJson(value: unknown): { options: TokenizerOptions; ha
       );
     }
   }
-  return { options: { vocab, merges, specialTokens, pattern }, hash };
+  const options: TokenizerOptions = { vocab, merges, specialTokens, pattern };
+  if (file.version === 1) return { options, hash };
+  if (file.normalization !== "NFC") throw invalid("normalization", `is ${show(file.normalization)}, expected "NFC"`);
+  const normalizedSpecialTokens = array(file.normalizedSpecialTokens, "normalizedSpecialTokens").map((token, i) =>
+    string(token, `normalizedSpecialTokens[${i}]`),
+  );
+  return { options: { ...options, normalization: "NFC", normalizedSpecialTokens }, hash };
 }
 
 /** Parses the text of a file in our format. */

@@ -4,14 +4,16 @@
 import { TokenizerError } from "./errors.ts";
 import { checkId, decodeIdsToBytes, decodeIdsToText, StreamingDecoder } from "./decoder.ts";
 import { EncodingSink, type IdArray, PieceEncoder } from "./encoder.ts";
-import { TextFeed } from "./feed.ts";
+import { type Feed, TextFeed } from "./feed.ts";
 import { ContentHash } from "./hash.ts";
 import { optionsFromJson, parseJson, type TokenizerJson, vocabularyToJson } from "./json.ts";
+import { NFC } from "./nfc.ts";
+import { Alignment, NormalizingFeed } from "./normalizing-feed.ts";
 import { type Pattern, resolvePattern } from "./patterns.ts";
 import type { PretokenCounts } from "./pretokens.ts";
 import { SpecialMatcher } from "./special.ts";
 import { type TextChunk, type TrainOptions, TrainingRun } from "./training.ts";
-import { completeEnd } from "./unicode.ts";
+import { encodeUtf8 } from "./utf8.ts";
 import { type TokenizerOptions, Vocabulary } from "./vocabulary.ts";
 
 /** Code units or bytes of a long chunk that are taken in before ids are handed out. */
@@ -39,12 +41,15 @@ export interface TokenOffsets {
 export class Tokenizer {
   readonly #vocabulary: Vocabulary;
   readonly #pattern: Pattern;
-  readonly #specials: SpecialMatcher | null;
+  /** Normalization form C, or none. */
+  readonly normalization: "NFC" | null;
+  /** Special tokens that are found in the text when it is normalized, after all others. */
+  readonly normalizedSpecialTokens: readonly string[];
   readonly #encoder: PieceEncoder;
   readonly #sink: EncodingSink;
-  readonly #feed: TextFeed;
+  readonly #feed: Feed;
   /** The feed for the special tokens of the last call that named some. */
-  #otherFeed: { key: string; feed: TextFeed } | undefined;
+  #otherFeed: { key: string; feed: Feed } | undefined;
   #vocab: ReadonlyMap<number, Uint8Array> | undefined;
   #merges: readonly [Uint8Array, Uint8Array][] | undefined;
   #hash: string | undefined;
@@ -58,11 +63,19 @@ export class Tokenizer {
   constructor(options: TokenizerOptions) {
     this.#pattern = resolvePattern(options.pattern ?? "gpt2");
     this.#vocabulary = new Vocabulary(options);
-    const { specialTokens } = this.#vocabulary;
-    this.#specials = specialTokens.size > 0 ? new SpecialMatcher(specialTokens) : null;
+    const { normalization = null, normalizedSpecialTokens = [] } = options;
+    if (normalization !== null && normalization !== "NFC") {
+      throw new TokenizerError(`normalization is ${JSON.stringify(normalization)}: it must be "NFC" or null`);
+    }
+    const stranger = normalizedSpecialTokens.find((token) => !this.specialTokens.has(token));
+    if (stranger !== undefined) {
+      throw new TokenizerError(`normalizedSpecialTokens: ${JSON.stringify(stranger)} is no special token`);
+    }
+    this.normalization = normalization;
+    this.normalizedSpecialTokens = normalization === null ? [] : [...normalizedSpecialTokens];
     this.#encoder = new PieceEncoder(this.#vocabulary);
     this.#sink = new EncodingSink(this.#encoder);
-    this.#feed = new TextFeed(this.#pattern, this.#specials, this.#sink);
+    this.#feed = this.#createFeed([...this.specialTokens.keys()], this.#sink);
   }
 
   /**
@@ -164,6 +177,9 @@ export class Tokenizer {
       hash.number(vocabulary.merges.length);
       for (const id of vocabulary.merges) hash.number(id);
       for (const id of [...vocabulary.specialTokens.values()].sort((a, b) => a - b)) hash.number(id);
+      if (this.normalization !== null) {
+        for (const text of [this.normalization, ...[...this.normalizedSpecialTokens].sort()]) hash.text(text);
+      }
       this.#hash = hash.digest();
     }
     return this.#hash;
@@ -220,9 +236,9 @@ export class Tokenizer {
     // the last tokens of a cut text may be others than the whole's: what follows is checked on the text itself
     const ids = this.encode(text.slice(0, Math.min(text.length, 2 * read)));
     if (ids.length <= maxTokens) return text;
+    const ends = utf16Offsets(text, this.#byteOffsets(text.slice(0, 2 * read), ids));
     for (let kept = maxTokens; kept > 0; kept--) {
-      const bytes = this.decodeBytes(ids.subarray(0, kept));
-      const start = text.slice(0, utf16Offsets(text, [completeEnd(bytes, 0, bytes.length)])[0]);
+      const start = text.slice(0, ends[kept]);
       if (this.isWithinLimit(start, maxTokens) !== false) return start;
     }
     return "";
@@ -230,13 +246,37 @@ export class Tokenizer {
 
   /**
    * Where each token of a text starts, and at the end of each array where the last one ends: in UTF-16 code units of the
-   * text (of a token that starts within a character: where the character does) and in bytes of its UTF-8.
+   * text (of a token that starts within a character: where the character does) and in bytes of its UTF-8. Of a token that
+   * starts within characters which normalization has changed: where they start.
    */
   offsets(text: string, options?: SpecialOptions): TokenOffsets {
     const ids = this.encode(text, options);
-    const bytes = new Int32Array(ids.length + 1);
-    for (let i = 0; i < ids.length; i++) bytes[i + 1] = bytes[i] + this.#vocabulary.length[ids[i]];
+    const bytes = this.#byteOffsets(text, ids, options?.allowedSpecial);
     return { ids, utf16: utf16Offsets(text, bytes), bytes };
+  }
+
+  /** Where each token of a text starts, and the end, in bytes of its UTF-8. */
+  #byteOffsets(
+    text: string,
+    ids: Int32Array,
+    allowed: SpecialOptions["allowedSpecial"] = "all",
+  ): Int32Array<ArrayBuffer> {
+    const { length } = this.#vocabulary;
+    const offsets = new Int32Array(ids.length + 1);
+    if (this.normalization === null) {
+      for (let i = 0; i < ids.length; i++) offsets[i + 1] = offsets[i] + length[ids[i]];
+      return offsets;
+    }
+    const normalized = new Map(
+      this.normalizedSpecialTokens.map((token) => [
+        this.specialTokens.get(token)!,
+        encodeUtf8(token.normalize("NFC")).length,
+      ]),
+    );
+    for (let i = 0; i < ids.length; i++) offsets[i + 1] = offsets[i] + (normalized.get(ids[i]) ?? length[ids[i]]);
+    const [plain] = this.#matchers(allowed === "all" ? this.specialTokens.keys() : allowed);
+    new Alignment(NFC, plain, text).toOriginal(offsets);
+    return offsets;
   }
 
   /** Ids of a text in UTF-8. Malformed bytes are kept: they are encoded one by one. */
@@ -246,8 +286,8 @@ export class Tokenizer {
   }
 
   /**
-   * Writes the ids of a text to the start of `target` and returns how many there are (never more than the text has bytes).
-   * Up to three elements behind them may be overwritten.
+   * Writes the ids of a text to the start of `target` and returns how many there are (never more than the text has bytes;
+   * with a normalization, than three times as many). Up to three elements behind them may be overwritten.
    *
    * @throws if they do not fit, or the vocabulary is too large for 16 bits.
    */
@@ -303,7 +343,7 @@ export class Tokenizer {
   /** An encoder for a text that comes in chunks; independent of every other call. */
   createEncoder(): StreamingEncoder {
     const sink = new EncodingSink(this.#encoder);
-    return new StreamingEncoder(sink, new TextFeed(this.#pattern, this.#specials, sink));
+    return new StreamingEncoder(sink, this.#createFeed([...this.specialTokens.keys()], sink));
   }
 
   /**
@@ -341,7 +381,7 @@ export class Tokenizer {
 
   /** A plain object for `JSON.stringify`; see `TokenizerJson`. */
   toJSON(): TokenizerJson {
-    return vocabularyToJson(this.#vocabulary, this.pattern, this.hash);
+    return vocabularyToJson(this.#vocabulary, this, this.hash);
   }
 
   /** Turns a stream of strings or bytes into one of arrays of ids. */
@@ -373,7 +413,7 @@ export class Tokenizer {
   }
 
   /** Encodes a whole text into the sink. */
-  #run(text: TextChunk, feed: TextFeed): void {
+  #run(text: TextChunk, feed: Feed): void {
     feed.reset(); // an error may have left something of the last text
     this.#sink.out.clear();
     feed.push(text);
@@ -399,7 +439,7 @@ export class Tokenizer {
   }
 
   /** A feed that knows the allowed special tokens, for a text that has been searched for the disallowed ones. */
-  #feedFor(text: TextChunk, { allowedSpecial = "all", disallowedSpecial = "all" }: SpecialOptions): TextFeed {
+  #feedFor(text: TextChunk, { allowedSpecial = "all", disallowedSpecial = "all" }: SpecialOptions): Feed {
     const allowed = new Set(allowedSpecial === "all" ? this.specialTokens.keys() : allowedSpecial);
     for (const token of allowed) {
       if (!this.specialTokens.has(token)) {
@@ -410,7 +450,11 @@ export class Tokenizer {
     const searched = disallowed.filter((token) => !allowed.has(token) && token !== "");
     if (searched.length > 0) {
       const string = typeof text === "string" ? text : new TextDecoder().decode(text);
-      const found = searched.find((token) => string.includes(token));
+      const found = searched.find((token) =>
+        this.normalizedSpecialTokens.includes(token)
+          ? string.normalize("NFC").includes(token.normalize("NFC"))
+          : string.includes(token),
+      );
       if (found !== undefined) {
         throw new TokenizerError(
           `the text contains the special token ${JSON.stringify(found)}, which is not allowed: name it in ` +
@@ -422,14 +466,32 @@ export class Tokenizer {
   }
 
   /** A feed that knows these special tokens; the last one is kept. */
-  #feedOf(tokens: string[]): TextFeed {
+  #feedOf(tokens: string[]): Feed {
     const key = JSON.stringify(tokens);
-    if (this.#otherFeed?.key !== key) {
-      const ids = new Map(tokens.map((token) => [token, this.specialTokens.get(token)!]));
-      const specials = ids.size > 0 ? new SpecialMatcher(ids) : null;
-      this.#otherFeed = { key, feed: new TextFeed(this.#pattern, specials, this.#sink) };
-    }
+    if (this.#otherFeed?.key !== key) this.#otherFeed = { key, feed: this.#createFeed(tokens, this.#sink) };
     return this.#otherFeed.feed;
+  }
+
+  #createFeed(tokens: readonly string[], sink: EncodingSink): Feed {
+    const [plain, normalized] = this.#matchers(tokens);
+    return this.normalization === null
+      ? new TextFeed(this.#pattern, plain, sink)
+      : new NormalizingFeed(NFC, this.#pattern, plain, normalized, sink);
+  }
+
+  /** What finds these special tokens in a text as it is, and what finds those that are looked for afterwards. */
+  #matchers(tokens: Iterable<string>): [plain: SpecialMatcher | null, normalized: SpecialMatcher | null] {
+    const plain = new Map<string, number>();
+    const normalized = new Map<string, number>();
+    for (const token of tokens) {
+      const id = this.specialTokens.get(token)!;
+      if (this.normalizedSpecialTokens.includes(token)) normalized.set(token.normalize("NFC"), id);
+      else plain.set(token, id);
+    }
+    return [
+      plain.size > 0 ? new SpecialMatcher(plain) : null,
+      normalized.size > 0 ? new SpecialMatcher(normalized) : null,
+    ];
   }
 }
 
@@ -454,9 +516,9 @@ function utf16Offsets(text: string, bytes: ArrayLike<number>): Int32Array<ArrayB
 /** Encodes a text that comes in chunks, cut anywhere; made by `Tokenizer.createEncoder`. */
 export class StreamingEncoder {
   readonly #sink: EncodingSink;
-  readonly #feed: TextFeed;
+  readonly #feed: Feed;
 
-  constructor(sink: EncodingSink, feed: TextFeed) {
+  constructor(sink: EncodingSink, feed: Feed) {
     this.#sink = sink;
     this.#feed = feed;
   }

@@ -15,6 +15,10 @@ export interface TokenizerOptions {
   specialTokens?: readonly string[];
   /** Name of a pre-tokenisation pattern or the source of a regular expression; default "gpt2". */
   pattern?: string;
+  /** What is done to text before it is split, but not to special tokens in it; default nothing. */
+  normalization?: "NFC" | null;
+  /** Special tokens that are found in the text when it is normalized, after all others. */
+  normalizedSpecialTokens?: readonly string[];
 }
 
 /** Ids are below this (16,777,216), so that tables indexed by id stay reasonable. */

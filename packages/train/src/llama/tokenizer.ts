@@ -13,9 +13,7 @@ export const DIGITS_GPT2 = String.raw`\p{N}|'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?[^\s
  */
 export function readHuggingFaceTokenizer(text: string, label: string): Tokenizer {
   try {
-    const { normalization, ...options } = parseHuggingFace(withoutDigitSplit(text));
-    if (normalization !== null) throw new UserError(`${label} normalizes texts (${normalization}): not supported`);
-    return new Tokenizer(options);
+    return new Tokenizer(parseHuggingFace(withoutDigitSplit(text)));
   } catch (error) {
     if (!(error instanceof TokenizerError)) throw error;
     const message = error.message.replace(/^tokenizer\.json/, label);

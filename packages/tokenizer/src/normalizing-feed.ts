@@ -1,0 +1,131 @@
+/**
+ * A feed that changes the text before it is split: special tokens are found in the text as it is, what lies between two of
+ * them is normalized, and other special tokens and the pieces are found in the result. Both halves are TextFeeds, so all
+ * holds whatever the chunks are: the first one's "pieces" are what can be normalized apart.
+ */
+import { type Feed, type Sink, TextFeed } from "./feed.ts";
+import type { Pattern } from "./patterns.ts";
+import type { SpecialMatcher } from "./special.ts";
+
+/** What came out different: where it lies in the bytes that were normalized, and its new length. */
+export interface Change {
+  start: number;
+  end: number;
+  length: number;
+}
+
+export interface Normalizer {
+  /** Splits a text into pieces that can be normalized each for itself. */
+  readonly pieces: Pattern;
+  /** Hands on the normalized text of `bytes[start, end)`, which are whole pieces, and says what has changed if asked. */
+  normalize(
+    bytes: Uint8Array,
+    start: number,
+    end: number,
+    push: (bytes: Uint8Array) => void,
+    onChange?: (change: Change) => void,
+  ): void;
+}
+
+export class NormalizingFeed implements Feed {
+  readonly #outer: TextFeed;
+  readonly #inner: TextFeed;
+
+  /**
+   * @param specials found in the text as it is
+   * @param normalizedSpecials found in what is left, when it is normalized
+   * @param capacity bytes of each half's buffer, at least 16; tests use small ones
+   */
+  constructor(
+    normalizer: Normalizer,
+    pattern: Pattern,
+    specials: SpecialMatcher | null,
+    normalizedSpecials: SpecialMatcher | null,
+    sink: Sink,
+    capacity?: number,
+  ) {
+    const inner = new TextFeed(pattern, normalizedSpecials, sink, capacity);
+    const push = (bytes: Uint8Array): void => inner.push(bytes);
+    this.#inner = inner;
+    this.#outer = new TextFeed(
+      normalizer.pieces,
+      specials,
+      {
+        pieces: (bytes, _view, start, ends, count) => normalizer.normalize(bytes, start, ends[count - 1], push),
+        special(id, length) {
+          inner.finish();
+          sink.special(id, length);
+        },
+      },
+      capacity,
+    );
+  }
+
+  push(chunk: string | Uint8Array): void {
+    this.#outer.push(chunk);
+  }
+
+  finish(): void {
+    this.#outer.finish();
+    this.#inner.finish();
+  }
+
+  reset(): void {
+    this.#outer.reset();
+    this.#inner.reset();
+  }
+}
+
+/** Where each byte of a normalized text comes from. */
+export class Alignment {
+  /** For each change: where it begins and ends in the text, and in the normalized text. */
+  readonly #changes: number[] = [];
+
+  /** @param specials those that are found in the text as it is */
+  constructor(normalizer: Normalizer, specials: SpecialMatcher | null, text: string | Uint8Array) {
+    let before = 0;
+    let after = 0;
+    const feed = new TextFeed(normalizer.pieces, specials, {
+      pieces: (bytes, _view, start, ends, count) => {
+        const end = ends[count - 1];
+        let settled = start; // what lies between changes has its length
+        normalizer.normalize(
+          bytes,
+          start,
+          end,
+          () => undefined,
+          (change) => {
+            const from = before + change.start - start;
+            const to = after + change.start - settled;
+            this.#changes.push(from, before + change.end - start, to, to + change.length);
+            after = to + change.length;
+            settled = change.end;
+          },
+        );
+        after += end - settled;
+        before += end - start;
+      },
+      special: (_id, length) => {
+        before += length;
+        after += length;
+      },
+    });
+    feed.push(text);
+    feed.finish();
+  }
+
+  /** Turns ascending places in the normalized text into those in the text; within a change: where it begins. */
+  toOriginal(places: Int32Array): void {
+    const changes = this.#changes;
+    let next = 0;
+    let shift = 0; // of what lies behind the last change
+    for (let i = 0; i < places.length; i++) {
+      while (next < changes.length && changes[next + 3] <= places[i]) {
+        shift = changes[next + 1] - changes[next + 3];
+        next += 4;
+      }
+      const inside = next < changes.length && changes[next + 2] < places[i];
+      places[i] = inside ? changes[next] : places[i] + shift;
+    }
+  }
+}

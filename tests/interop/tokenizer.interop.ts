@@ -1,0 +1,70 @@
+/** Tokenizers that Hugging Face's library makes and loads, beyond the byte-level ones of huggingface.interop.ts. */
+import { describe, expect, test } from "bun:test";
+import { readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { Tokenizer } from "@mantou/tokenizer";
+import { loadTokenizer, saveTokenizer } from "@mantou/tokenizer/files";
+import { toHuggingFace } from "@mantou/tokenizer/formats";
+import { mixedText } from "../tokenizer/oracles/texts.ts";
+import { folder, python, texts } from "./python.ts";
+
+interface Encoded {
+  ids: number[];
+  /** Where each token starts, in UTF-16 code units. */
+  starts: number[];
+  decoded: string;
+}
+
+/** What the library does with a tokenizer.json and texts. */
+const encode = (path: string, samples: readonly string[]) => python<Encoded[]>("encode.py", { path, texts: samples });
+
+describe("a tokenizer with the NFC normalizer, as Qwen2 has it", () => {
+  const corpus = mixedText(100_000, 7) + "việt nam, tiếng Việt, 말하다 각 क़ॐ".repeat(50).normalize("NFC");
+  const { vocab, merges } = Tokenizer.train(corpus, {
+    vocabSize: 1500,
+    specialTokens: ["<|endoftext|>", "<tool>", "<q\u0323\u0307>"],
+    pattern: "qwen2",
+  });
+  const tokenizer = new Tokenizer({
+    vocab,
+    merges,
+    pattern: "qwen2",
+    specialTokens: ["<|endoftext|>", "<tool>", "<q\u0323\u0307>"],
+    normalizedSpecialTokens: ["<tool>", "<q\u0323\u0307>"],
+    normalization: "NFC",
+  });
+  const samples = [
+    ...texts,
+    "tiếng Việt, café naïve".normalize("NFD"),
+    "한국어 각 말하다".normalize("NFD"),
+    "\u1100\u1161\u11a8\u1100\u1161 \u11a8\uac00\u11a8",
+    "a\u0301\u0323\u0327\u0345 \u0344 \u0f73\u0f71 \u0958\u0915\u093c",
+    "\u212b\u2126\u{2f800}\ufb2c\u09c7\u09be か\u3099",
+    "<|endoftext|>\u0338<tool>\u0338 <tool>x <q\u0307\u0323><q\u0323\u0307>e<|endoftext|>\u0301",
+    mixedText(20_000, 8),
+    mixedText(20_000, 9).normalize("NFD"),
+  ];
+
+  test("has the library's ids, and its offsets where nothing changes", async () => {
+    const path = join(folder, "nfc.json");
+    writeFileSync(path, toHuggingFace(tokenizer));
+    const theirs = await encode(path, samples);
+    samples.forEach((sample, i) => {
+      const { ids, utf16 } = tokenizer.offsets(sample);
+      expect([...ids]).toEqual(theirs[i].ids);
+      expect(tokenizer.decode(ids)).toBe(theirs[i].decoded);
+      // within what has changed they tell more characters apart
+      const starts = [...utf16.subarray(0, -1)];
+      if (sample === sample.normalize("NFC")) expect(starts).toEqual(theirs[i].starts);
+      else starts.forEach((start, k) => expect(start).toBeLessThanOrEqual(theirs[i].starts[k]));
+    });
+  });
+
+  test("comes back through our file with the same ids", () => {
+    const path = join(folder, "nfc.mantou.json");
+    saveTokenizer(tokenizer, path);
+    expect(JSON.parse(readFileSync(path, "utf8"))).toMatchObject({ version: 2 });
+    const copy = loadTokenizer(path);
+    for (const sample of samples) expect(copy.encode(sample)).toEqual(tokenizer.encode(sample));
+  });
+});
