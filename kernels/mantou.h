@@ -33,7 +33,7 @@ extern "C" {
 #ifndef MANTOU_API
 #define MANTOU_API __attribute__((visibility("default")))
 #endif
-#define MANTOU_ABI_VERSION 5
+#define MANTOU_ABI_VERSION 6
 
 enum mantou_status {
   MANTOU_OK = 0,
@@ -246,16 +246,22 @@ MANTOU_API int32_t mantou_attention_forward(mantou_context* context, int32_t dty
                                             int64_t kv_stride, const float* rope, const int32_t* positions,
                                             void* output, float* lse);
 
+/* 1 where q and k had better be rotated by mantou_rope once, in place, than by attention as it loads them (which may be
+ * once per block of queries), else 0. Forward then takes no `rope`, backward takes it with rotated = 1. */
+MANTOU_API int64_t mantou_attention_rotate_first(int64_t sequence_length);
+
 MANTOU_API int64_t mantou_attention_backward_workspace(int64_t batch, int64_t sequence_length, int64_t heads,
                                                        int64_t kv_heads, int64_t head_dim);
 
-/* dq has q_stride, dk and dv have kv_stride; gradients are with respect to q and k before rotation. */
+/* dq has q_stride, dk and dv have kv_stride; gradients are with respect to q and k before rotation, also where
+ * rotated != 0 says that q and k come rotated. */
 MANTOU_API int32_t mantou_attention_backward(mantou_context* context, int32_t dtype, int64_t batch,
                                              int64_t sequence_length, int64_t heads, int64_t kv_heads,
                                              int64_t head_dim, float scale, const void* doutput, const void* q,
                                              int64_t q_stride, const void* k, const void* v, int64_t kv_stride,
-                                             const float* rope, const int32_t* positions, const void* output,
-                                             const float* lse, void* dq, void* dk, void* dv, void* workspace);
+                                             const float* rope, const int32_t* positions, int32_t rotated,
+                                             const void* output, const float* lse, void* dq, void* dk, void* dv,
+                                             void* workspace);
 
 /* Generation: q, k, v hold `length` new tokens for each of `batch` sequences, those of sequence b at positions starts[b]
  * .. starts[b] + length - 1. The caches [slot_count, capacity, kv_heads, head_dim] keep each sequence in a slot of its

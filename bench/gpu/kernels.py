@@ -56,7 +56,7 @@ class Library:
         if len(function.argtypes) == len(values) + 1:
             values.insert(0, self.context)
         result = function(*values)
-        if name.endswith("_workspace"):
+        if function.restype is ctypes.c_int64:
             return result
         if result != 0:
             raise RuntimeError(self.functions.mantou_last_error().decode())
@@ -243,9 +243,12 @@ def attention(b, batch, length, heads, kv_heads, dim):
         q, k, v = [given.address + o * size for o in offsets]
         dq, dk, dv = [d.address + o * size for o in offsets]
         sizes = [b.code, batch, length, heads, kv_heads, dim, scale]
-        b.call("mantou_attention_forward", *sizes, q, width, k, v, width, rope, None, y, lse)
+        first = b.call("mantou_attention_rotate_first", length)
+        if first:
+            b.call("mantou_rope", b.code, rows, length, heads + kv_heads, dim, rope, None, q, width, q, width, 0)
+        b.call("mantou_attention_forward", *sizes, q, width, k, v, width, None if first else rope, None, y, lse)
         work = b.workspace("mantou_attention_backward_workspace", *sizes[1:6])
-        inputs = [b.array(dy), q, width, k, v, width, rope, None, y, lse]
+        inputs = [b.array(dy), q, width, k, v, width, rope, None, first, y, lse]
         b.call("mantou_attention_backward", *sizes, *inputs, dq, dk, dv, work)
         return {"y": y, "lse": lse, "d": d}
 
@@ -399,9 +402,15 @@ def bench(library):
         lse, rope, part = b.blank(batch, heads, length, dtype=torch.float32), b.array(rotation(length, dim)), 2 * heads * dim
         sizes, q = [1, batch, length, heads, heads, dim, scale], qkv.address
         flops = 2 * batch * heads * length**2 * dim
-        forward = lambda: b.call("mantou_attention_forward", *sizes, q, width, q + part, q + 2 * part, width, rope, None, y, lse)
+        first = b.call("mantou_attention_rotate_first", length)
+
+        def forward():
+            if first:
+                b.call("mantou_rope", 1, rows, length, 2 * heads, dim, rope, None, q, width, q, width, 0)
+            b.call("mantou_attention_forward", *sizes, q, width, q + part, q + 2 * part, width, None if first else rope, None, y, lse)
+
         work = b.workspace("mantou_attention_backward_workspace", *sizes[1:6])
-        backward = lambda: b.call("mantou_attention_backward", *sizes, dy, q, width, q + part, q + 2 * part, width, rope, None, y, lse, d.address, d.address + part, d.address + 2 * part, work)
+        backward = lambda: b.call("mantou_attention_backward", *sizes, dy, q, width, q + part, q + 2 * part, width, rope, None, first, y, lse, d.address, d.address + part, d.address + 2 * part, work)
         heads_of = lambda: cuda(batch, heads, length, dim, requires_grad=True)
         peer, peer_dy = [heads_of() for _ in range(3)], cuda(batch, heads, length, dim)
         label = f"causal attention, {batch} x {length}, {heads} heads of {dim}"

@@ -30,6 +30,7 @@ struct Backward {
   int64_t kv_stride;
   const float* rope;
   const int32_t* positions;
+  bool rotated;  // q and k are rotated already
   const T* output;
   const float* lse;
   T *dq, *dk, *dv;
@@ -76,6 +77,7 @@ class Worker {
   Rotation rotation(int64_t row) const {
     return {p.rope, p.positions ? p.positions + row : nullptr, row % p.length};
   }
+  Rotation rotation_on_load(int64_t row) const { return p.rotated ? Rotation{} : rotation(row); }
 
   // The block of keys from `key` on, against all queries of `head`.
   void add_keys(int64_t sequence, int64_t head, int64_t kv_head, int64_t key, bool accumulate) {
@@ -85,7 +87,7 @@ class Worker {
     const int64_t offset = row * p.kv_stride + kv_head * p.dim;
     load_tile(count, p.dim, width, p.v + offset, p.kv_stride, {}, 1, rows);
     transpose_tile(padded, width, rows, width, transposed_values);
-    load_tile(count, p.dim, width, p.k + offset, p.kv_stride, rotation(row), 1, keys);
+    load_tile(count, p.dim, width, p.k + offset, p.kv_stride, rotation_on_load(row), 1, keys);
     transpose_tile(padded, width, keys, width, transposed_keys);
     // By rows the keys serve dQ alone, which wants the scale.
     for (int64_t i = 0; i < count * width; i += LANES) store(keys + i, load(keys + i) * p.scale);
@@ -169,7 +171,7 @@ class Worker {
     const int64_t count = smaller(BLOCK, p.length - query), padded = round_up(count, LANES);
     const int64_t row = sequence * p.length + query;
     const int64_t offset = (row * p.heads + head) * p.dim;
-    load_tile(count, p.dim, width, p.q + row * p.q_stride + head * p.dim, p.q_stride, rotation(row), p.scale,
+    load_tile(count, p.dim, width, p.q + row * p.q_stride + head * p.dim, p.q_stride, rotation_on_load(row), p.scale,
               slot + size);
     transpose_tile(padded, width, slot + size, width, slot);
     load_tile(count, p.dim, width, p.doutput + offset, p.heads * p.dim, {}, 1, slot + 3 * size);
@@ -209,6 +211,9 @@ class Worker {
 
 using namespace mantou;
 
+// A worker rotates the queries and keys of a head once, and keeps them.
+int64_t mantou_attention_rotate_first(int64_t) { return 0; }
+
 // delta, and room for dq where that is bfloat16.
 int64_t mantou_attention_backward_workspace(int64_t batch, int64_t sequence_length, int64_t heads, int64_t,
                                             int64_t head_dim) {
@@ -218,8 +223,8 @@ int64_t mantou_attention_backward_workspace(int64_t batch, int64_t sequence_leng
 int32_t mantou_attention_backward(mantou_context* context, int32_t dtype, int64_t batch, int64_t sequence_length,
                                   int64_t heads, int64_t kv_heads, int64_t head_dim, float scale, const void* doutput,
                                   const void* q, int64_t q_stride, const void* k, const void* v, int64_t kv_stride,
-                                  const float* rope, const int32_t* positions, const void* output, const float* lse,
-                                  void* dq, void* dk, void* dv, void* workspace) {
+                                  const float* rope, const int32_t* positions, int32_t rotated, const void* output,
+                                  const float* lse, void* dq, void* dk, void* dv, void* workspace) {
   CHECK_NOT_NULL(context);
   CHECK_DTYPE(dtype);
   RETURN_IF_FAILED(check_attention(__func__, batch, sequence_length, heads, kv_heads, head_dim, q_stride, kv_stride));
@@ -248,6 +253,7 @@ int32_t mantou_attention_backward(mantou_context* context, int32_t dtype, int64_
                                  kv_stride,
                                  rope,
                                  positions,
+                                 rotated != 0,
                                  static_cast<const T*>(output),
                                  lse,
                                  static_cast<T*>(dq),

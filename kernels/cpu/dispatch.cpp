@@ -102,6 +102,10 @@ int32_t mantou_attention_forward(mantou_context* context, int32_t dtype, int64_t
           q_stride, k, v, kv_stride, rope, positions, output, lse);
 }
 
+int64_t mantou_attention_rotate_first(int64_t sequence_length) {
+  return BASELINE.mantou_attention_rotate_first(sequence_length);
+}
+
 int64_t mantou_attention_backward_workspace(int64_t batch, int64_t sequence_length, int64_t heads, int64_t kv_heads,
                                             int64_t head_dim) {
   return BASELINE.mantou_attention_backward_workspace(batch, sequence_length, heads, kv_heads, head_dim);
@@ -110,10 +114,10 @@ int64_t mantou_attention_backward_workspace(int64_t batch, int64_t sequence_leng
 int32_t mantou_attention_backward(mantou_context* context, int32_t dtype, int64_t batch, int64_t sequence_length,
                                   int64_t heads, int64_t kv_heads, int64_t head_dim, float scale, const void* doutput,
                                   const void* q, int64_t q_stride, const void* k, const void* v, int64_t kv_stride,
-                                  const float* rope, const int32_t* positions, const void* output, const float* lse,
-                                  void* dq, void* dk, void* dv, void* workspace) {
+                                  const float* rope, const int32_t* positions, int32_t rotated, const void* output,
+                                  const float* lse, void* dq, void* dk, void* dv, void* workspace) {
   FORWARD(mantou_attention_backward, context, dtype, batch, sequence_length, heads, kv_heads, head_dim, scale, doutput,
-          q, q_stride, k, v, kv_stride, rope, positions, output, lse, dq, dk, dv, workspace);
+          q, q_stride, k, v, kv_stride, rope, positions, rotated, output, lse, dq, dk, dv, workspace);
 }
 
 int32_t mantou_attention_cached(mantou_context* context, int32_t dtype, int64_t batch, int64_t length,

@@ -30,6 +30,7 @@
   X(mantou_rmsnorm_backward) \
   X(mantou_rope) \
   X(mantou_attention_forward) \
+  X(mantou_attention_rotate_first) \
   X(mantou_attention_backward_workspace) \
   X(mantou_attention_backward) \
   X(mantou_attention_cached) \

@@ -11,6 +11,9 @@ namespace mantou {
 
 constexpr int64_t MAX_LENGTH = int64_t{1} << 30;
 
+// Sequences up to this long are rotated as they are loaded, longer ones had better be before (see README.md).
+constexpr int64_t ROTATED_ON_LOAD = 512;
+
 // Where rows stand: row r of a sequence at positions[r], or at first + r where positions is null. No rotation where
 // table is null. table float32 [positions, dim / 2, 2] of cos and sin.
 struct Rotation {
@@ -67,7 +70,8 @@ struct AttentionBackward {
   int64_t q_stride;
   const void *k, *v;
   int64_t kv_stride;
-  const float* rope;
+  const float* rope;           // null where q and k come rotated
+  const float* gradient_rope;  // for dq and dk
   const int32_t* positions;
   const void* output;
   const float* lse;

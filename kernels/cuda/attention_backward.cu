@@ -101,7 +101,8 @@ GLOBAL void LAUNCH_BOUNDS(Plan<DIM>::THREADS, 1) differentiate_queries(Attention
   const int64_t kv_offset = int64_t{work.sequence} * p.length * p.kv_stride + kv_head * DIM;
   const auto* const k = static_cast<const bf16*>(p.k) + kv_offset;
   const auto* const v = static_cast<const bf16*>(p.v) + kv_offset;
-  const Rotation rotation = {p.rope, p.positions ? p.positions + int64_t{work.sequence} * p.length : nullptr, 0};
+  const int32_t* const positions = p.positions ? p.positions + int64_t{work.sequence} * p.length : nullptr;
+  const Rotation rotation = {p.rope, positions, 0};
   const int64_t statistics = (int64_t{work.sequence} * p.heads + work.head) * p.length + first;
   const int key_count = first + count;
   const auto fetch = [&](int block) {
@@ -170,7 +171,7 @@ GLOBAL void LAUNCH_BOUNDS(Plan<DIM>::THREADS, 1) differentiate_queries(Attention
   }
 
   scale_all(sums, p.scale);
-  turn_back(sums, rotation, first + warp_row, count - warp_row);
+  turn_back(sums, {p.gradient_rope, positions, 0}, first + warp_row, count - warp_row);
   write_rows<DOWN>(sums, tiles.held(0), warp_row,
                    static_cast<bf16*>(p.dq) + (row + warp_row) * p.q_stride + work.head * DIM, p.q_stride,
                    count - warp_row);
@@ -192,7 +193,8 @@ GLOBAL void LAUNCH_BOUNDS(Plan<DIM>::THREADS, 1) differentiate_keys(AttentionBac
   const int64_t row = int64_t{work.sequence} * p.length;
   const int64_t width = static_cast<int64_t>(p.heads) * DIM;
   const int64_t kv_offset = (row + first) * p.kv_stride + work.head * DIM;
-  const Rotation rotation = {p.rope, p.positions ? p.positions + row : nullptr, 0};
+  const int32_t* const positions = p.positions ? p.positions + row : nullptr;
+  const Rotation rotation = {p.rope, positions, 0};
   const int group = p.heads / p.kv_heads;
   // Step s handles block first_block + s % blocks of the queries of head s / blocks of the group.
   const int first_block = first / PASSING;
@@ -266,7 +268,7 @@ GLOBAL void LAUNCH_BOUNDS(Plan<DIM>::THREADS, 1) differentiate_keys(AttentionBac
   }
 
   scale_all(dk, p.scale);
-  turn_back(dk, rotation, first + warp_row, count - warp_row);
+  turn_back(dk, {p.gradient_rope, positions, 0}, first + warp_row, count - warp_row);
   const int64_t to = kv_offset + warp_row * p.kv_stride;
   write_rows<DOWN>(dk, tiles.held(0), warp_row, static_cast<bf16*>(p.dk) + to, p.kv_stride, count - warp_row);
   write_rows<DOWN>(dv, tiles.held(1), warp_row, static_cast<bf16*>(p.dv) + to, p.kv_stride, count - warp_row);
@@ -291,6 +293,8 @@ int32_t launch_backward(const mantou_context* context, const AttentionBackward& 
 
 using namespace mantou;
 
+int64_t mantou_attention_rotate_first(int64_t sequence_length) { return sequence_length > ROTATED_ON_LOAD; }
+
 int64_t mantou_attention_backward_workspace(int64_t batch, int64_t sequence_length, int64_t heads, int64_t, int64_t) {
   return batch * heads * sequence_length * static_cast<int64_t>(sizeof(float));
 }
@@ -298,8 +302,8 @@ int64_t mantou_attention_backward_workspace(int64_t batch, int64_t sequence_leng
 int32_t mantou_attention_backward(mantou_context* context, int32_t dtype, int64_t batch, int64_t sequence_length,
                                   int64_t heads, int64_t kv_heads, int64_t head_dim, float scale, const void* doutput,
                                   const void* q, int64_t q_stride, const void* k, const void* v, int64_t kv_stride,
-                                  const float* rope, const int32_t* positions, const void* output, const float* lse,
-                                  void* dq, void* dk, void* dv, void* workspace) {
+                                  const float* rope, const int32_t* positions, int32_t rotated, const void* output,
+                                  const float* lse, void* dq, void* dk, void* dv, void* workspace) {
   CHECK_NOT_NULL(context);
   CHECK_DTYPE(dtype);
   RETURN_IF_FAILED(check_sizes(__func__, batch, sequence_length, heads, kv_heads, head_dim, q_stride, kv_stride));
@@ -317,6 +321,7 @@ int32_t mantou_attention_backward(mantou_context* context, int32_t dtype, int64_
                                k,
                                v,
                                kv_stride,
+                               rotated ? nullptr : rope,
                                rope,
                                positions,
                                output,

@@ -223,7 +223,8 @@ GLOBAL void LAUNCH_BOUNDS(THREADS, 1) differentiate_queries(AttentionBackward p,
   const int64_t offset = row * width + work.head * p.dim;
   const int64_t kv_offset =
       int64_t{work.sequence} * p.length * p.kv_stride + work.head / (p.heads / p.kv_heads) * p.dim;
-  const Rotation rotation = {p.rope, p.positions ? p.positions + int64_t{work.sequence} * p.length : nullptr, 0};
+  const int32_t* const positions = p.positions ? p.positions + int64_t{work.sequence} * p.length : nullptr;
+  const Rotation rotation = {p.rope, positions, 0};
   load_rows<DIM>(queries, static_cast<const T*>(p.q) + row * p.q_stride + work.head * p.dim, p.q_stride, count, p.dim,
                  rotation, first);
   load_rows<DIM>(doutputs, static_cast<const T*>(p.doutput) + offset, width, count, p.dim, Rotation{}, 0);
@@ -262,7 +263,7 @@ GLOBAL void LAUNCH_BOUNDS(THREADS, 1) differentiate_queries(AttentionBackward p,
     __syncthreads();
   }
   write_back(sums, p.scale, static_cast<T*>(p.dq) + row * p.q_stride + work.head * p.dim, p.q_stride, count, p.dim,
-             rotation, first);
+             {p.gradient_rope, positions, 0}, first);
 }
 
 template <typename T, int DIM>
@@ -282,7 +283,8 @@ GLOBAL void LAUNCH_BOUNDS(THREADS, 1) differentiate_keys(AttentionBackward p, Or
   const int64_t row = int64_t{work.sequence} * p.length;
   const int64_t width = static_cast<int64_t>(p.heads) * p.dim;
   const int64_t kv_offset = (row + first) * p.kv_stride + work.head * p.dim;
-  const Rotation rotation = {p.rope, p.positions ? p.positions + row : nullptr, 0};
+  const int32_t* const positions = p.positions ? p.positions + row : nullptr;
+  const Rotation rotation = {p.rope, positions, 0};
   load_rows<DIM>(keys, static_cast<const T*>(p.k) + kv_offset, p.kv_stride, count, p.dim, rotation, first);
   load_rows<DIM>(values, static_cast<const T*>(p.v) + kv_offset, p.kv_stride, count, p.dim, Rotation{}, 0);
 
@@ -317,7 +319,8 @@ GLOBAL void LAUNCH_BOUNDS(THREADS, 1) differentiate_keys(AttentionBackward p, Or
       __syncthreads();
     }
   }
-  write_back(dk, p.scale, static_cast<T*>(p.dk) + kv_offset, p.kv_stride, count, p.dim, rotation, first);
+  write_back(dk, p.scale, static_cast<T*>(p.dk) + kv_offset, p.kv_stride, count, p.dim, {p.gradient_rope, positions, 0},
+             first);
   write_back(dv, 1, static_cast<T*>(p.dv) + kv_offset, p.kv_stride, count, p.dim, Rotation{}, 0);
 }
 

@@ -3,7 +3,7 @@
  * its memory is arranged; and its initial weights. See gradients.test.ts for all other configurations.
  */
 import { describe, expect, test } from "bun:test";
-import { AdamW, type ModelConfig, TransformerLM } from "@mantou/model";
+import { AdamW, type ModelConfig, Profile, TransformerLM, openDevice } from "@mantou/model";
 import { difference, expectClose } from "../support/close.ts";
 import { type GoldenModel, goldenModels } from "../support/golden.ts";
 import { type FloatArray, randomInts } from "../support/ndarray.ts";
@@ -171,6 +171,49 @@ onEveryBackend((backend, device) => {
       expectClose([loss], [mean], { relative: 1e-6 }, "loss");
       for (const [name, gradient] of Object.entries(gradientsOf(model))) {
         expectClose(gradient, gradients[name], allowed, `gradient of ${name}`);
+      }
+    },
+  );
+
+  // The CPU rotates on load at any length.
+  describe.skipIf(backend === "cpu")(
+    "where queries and keys begin to be rotated beforehand, the CPU's gradients",
+    () => {
+      const sizes = {
+        vocabSize: 19,
+        dModel: 16,
+        numLayers: 1,
+        numHeads: 1,
+        dFf: 8,
+        contextLength: 513,
+        ropeTheta: 1e4,
+      };
+      const [inputs, targets] = [5, 6].map((seed) => randomInts([513], seed, 19).data);
+      for (const precision of ["fp32", "bf16"] as const) {
+        for (const [length, rotations, qkNorm] of [
+          [512, 0, false],
+          [513, 1, false],
+          [513, 1, true],
+        ] as const) {
+          test(`${length} tokens, ${precision}${qkNorm ? ", normalised heads" : ""}`, () => {
+            using cpu = openDevice("cpu", { threads: 1 });
+            const results = [cpu, device].map((on) => {
+              using model = new TransformerLM({ ...sizes, qkNorm }, { device: on, seed: 7, batchSize: 1, precision });
+              on.profile = new Profile();
+              const loss = model.lossAndGradients(inputs!.slice(0, length), targets!.slice(0, length), { length });
+              const { rows } = on.profile.result({ float32Flops: 1, bfloat16Flops: 1, bytesRead: 1 });
+              on.profile = null;
+              const calls = rows.filter(({ name }) => name.startsWith("rope")).map((row) => row.calls);
+              return { loss, gradients: gradientsOf(model), calls };
+            });
+            const [expected, actual] = results as [(typeof results)[0], (typeof results)[0]];
+            expect(actual.calls).toEqual(rotations ? [rotations] : []);
+            expect(expected.calls).toEqual([]);
+            expectClose([actual.loss], [expected.loss], tolerances[precision].loss, "loss");
+            for (const [name, { data }] of Object.entries(actual.gradients))
+              expectClose(data, expected.gradients[name]!.data, tolerances[precision].tensor, `gradient of ${name}`);
+          });
+        }
       }
     },
   );

@@ -187,7 +187,13 @@ export const BY_HAND: Record<string, [before: string, after: string, kind: strin
     ["lses[step & 1][thread] = next_lse", "lses[0][thread] = next_lse", "wrong buffer"],
     ["(e % 2 ? delta.y : delta.x)", "delta.x", "wrong column"],
     ["scale_all(sums, p.scale);", "", "scale dropped"],
-    ["turn_back(dk, rotation, first + warp_row", "turn_back(dk, rotation, first", "wrong angle"],
+    [
+      "turn_back(dk, {p.gradient_rope, positions, 0}, first + warp_row",
+      "turn_back(dk, {p.gradient_rope, positions, 0}, first",
+      "wrong angle",
+    ],
+    ["turn_back(sums, {p.gradient_rope", "turn_back(sums, {p.rope", "gradient not turned back"],
+    ["rotated ? nullptr : rope", "rope", "rotated twice"],
     ["work.head * group + step / blocks", "work.head * group", "wrong head"],
     ["if (behind >= STRIP) continue;", "if (behind >= 0) continue;", "bound wrong"],
     ["deltas[r] = sum;", "deltas[r] = 0;", "value dropped"],
@@ -199,6 +205,7 @@ export const BY_HAND: Record<string, [before: string, after: string, kind: strin
     ["const float2 pair = c % 2 ?", "const float2 pair = c % 2 == 0 ?", "pair exchanged"],
     ["totals[i] = totals[i] * correction + row_sum(total);", "totals[i] += row_sum(total);", "correction dropped"],
     ["key + tx() + j * SIDE", "tx() + j * SIDE", "wrong key"],
+    ["{p.gradient_rope, positions, 0}", "rotation", "gradient not turned back"],
   ],
 };
 

@@ -6,7 +6,7 @@
 import { type Pointer, dlopen, toArrayBuffer } from "bun:ffi";
 import { type Kind, type SymbolName, symbols } from "./symbols.ts";
 
-const ABI_VERSION = 5;
+const ABI_VERSION = 6;
 
 /** Turns of libgomp's waiting loop, 20–50 ns each. */
 const SPIN_COUNT = "1000";

@@ -3,6 +3,7 @@
  * Here shapes are checked, so that a wrong one is an error and never a wild access. Outputs come first, as tensors
  * that the caller planned: nothing is allocated.
  */
+import type { Device } from "./device.ts";
 import { ELEMENT_BYTES, MANTOU_DTYPES, type Tensor } from "./tensor.ts";
 
 /** The ABI's number of the type that all of these activations and weights must have. */
@@ -208,6 +209,36 @@ function checkAttention(operation: string, qkv: Tensor, output: Tensor, shape: A
 }
 
 /**
+ * Whether q and k had better be rotated once, by `rotatePacked`, than by attention as it loads them: where it would load
+ * them again and again.
+ */
+export function rotatesFirst(device: Device, { rope, length }: Pick<AttentionShape, "rope" | "length">): boolean {
+  return rope !== null && device.size("mantou_attention_rotate_first", length) === 1;
+}
+
+/** Rotates q and k of packed rows [batch·length, (heads + 2·kvHeads)·headDim] in place, as attention would. */
+export function rotatePacked(qkv: Tensor, shape: AttentionShape): void {
+  const { batch, length, heads, kvHeads, headDim, rope, positions = null } = shape;
+  const fits = qkv.columns === packedWidth(shape) && qkv.rows === batch * length;
+  check(fits && (positions !== null || rope!.count / headDim >= length), "rotation", { qkv, rope, positions });
+  const type = typeOf("rotation", { qkv });
+  const place = [qkv, qkv.columns] as const;
+  qkv.device.run(
+    "mantou_rope",
+    type,
+    qkv.rows,
+    length,
+    heads + kvHeads,
+    headDim,
+    rope,
+    positions,
+    ...place,
+    ...place,
+    0,
+  );
+}
+
+/**
  * Causal attention over packed rows qkv [batch·length, (heads + 2·kvHeads)·headDim]; lse [batch, heads, length].
  * @param values rows, packed alike, whose v is taken instead of qkv's
  */
@@ -230,7 +261,8 @@ export function attentionForward(
 }
 
 /**
- * dQkv [batch·length, (heads + 2·kvHeads)·headDim], with respect to q and k before rotation. Where v came from rows of
+ * dQkv [batch·length, (heads + 2·kvHeads)·headDim], with respect to q and k before rotation, also where `rotated` says
+ * that they come rotated. Where v came from rows of
  * its own, so does its gradient go to rows of its own, dValues; the other parts of both are left as they are.
  */
 export function attentionBackward(
@@ -243,10 +275,11 @@ export function attentionBackward(
     workspace: Tensor;
     values?: Tensor;
     dValues?: Tensor;
+    rotated?: boolean;
   },
   shape: AttentionShape,
 ): void {
-  const { dOutput, qkv, output, lse, workspace, values, dValues } = given;
+  const { dOutput, qkv, output, lse, workspace, values, dValues, rotated = false } = given;
   checkAttention("attention backward", qkv, output, shape);
   check(sameShape(dQkv, qkv) && sameShape(dOutput, output), "attention backward", { dQkv, qkv, dOutput, output });
   const { batch, length, heads, kvHeads, headDim, rope, positions = null } = shape;
@@ -255,7 +288,7 @@ export function attentionBackward(
   checkWorkspace("attention backward", workspace, device.size("mantou_attention_backward_workspace", ...sizes));
   const { q, k, v, stride, scale } = unpack(qkv, shape, values);
   const d = unpack(dQkv, shape, dValues);
-  const inputs = [scale, dOutput, q, stride, k, v, stride, rope, positions, output, lse] as const;
+  const inputs = [scale, dOutput, q, stride, k, v, stride, rope, positions, rotated ? 1 : 0, output, lse] as const;
   checkFloat32("attention backward", { lse, rope });
   const type = typeOf("attention backward", { dQkv, dOutput, qkv, output });
   device.run("mantou_attention_backward", type, ...sizes, ...inputs, d.q, d.k, d.v, workspace);

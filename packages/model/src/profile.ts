@@ -41,6 +41,7 @@ const costs: Partial<Record<SymbolName, (...args: number[]) => Cost>> = {
   mantou_embedding_backward: (dtype, rows, _vocab, dim) => ({ flops: 0, bytes: rows! * dim! * (8 + size(dtype!)) }),
   mantou_rmsnorm_forward: (dtype, rows, dim) => ({ flops: 0, bytes: 4 * rows! * dim! * size(dtype!) }),
   mantou_rmsnorm_backward: (dtype, rows, dim) => ({ flops: 0, bytes: 4 * rows! * dim! * size(dtype!) }),
+  mantou_rope: (dtype, rows, _length, heads, dim) => ({ flops: 0, bytes: 2 * rows! * heads! * dim! * size(dtype!) }),
   mantou_attention_forward: (dtype, batch, length, heads, _kv, dim) => ({
     flops: 2 * batch! * heads! * length! ** 2 * dim!,
     bytes: 4 * batch! * heads! * length! * dim! * size(dtype!),
@@ -56,7 +57,7 @@ const costs: Partial<Record<SymbolName, (...args: number[]) => Cost>> = {
 
 /** The argument that holds the type of the factors. */
 const typeAt: Partial<Record<SymbolName, number>> = { mantou_matmul: 5, mantou_cast: 1 };
-const typed = /silu|swiglu|embedding|rmsnorm|attention|cross_entropy|add$|adamw/;
+const typed = /silu|swiglu|embedding|rmsnorm|rope|attention|cross_entropy|add$|adamw/;
 
 export class Profile {
   #rows = new Map<string, Omit<ProfileRow, "share"> & { bfloat16: boolean }>();

@@ -69,10 +69,11 @@ export const symbols = {
 
   mantou_rope: status("context", "i32", I, I, I, I, P, P, P, I, P, I, "i32"),
   mantou_attention_forward: status("context", "i32", I, I, I, I, I, "f32", P, I, P, P, I, P, P, P, P),
+  mantou_attention_rotate_first: size(I),
   mantou_attention_backward_workspace: size(I, I, I, I, I),
   mantou_attention_backward: status(
     ...(["context", "i32", I, I, I, I, I, "f32", P, P, I, P, P, I] as const),
-    ...([P, P, P, P, P, P, P, P] as const),
+    ...([P, P, "i32", P, P, P, P, P, P] as const),
   ),
   mantou_attention_cached: status(
     ...(["context", "i32", I, I, P, P, I, I, I, I, I, "f32"] as const),

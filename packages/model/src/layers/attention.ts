@@ -6,7 +6,7 @@
  */
 import type { Activations } from "../activations.ts";
 import type { ResolvedModelConfig } from "../config.ts";
-import { type AttentionShape, attentionBackward, attentionForward } from "../operations.ts";
+import { type AttentionShape, attentionBackward, attentionForward, rotatePacked, rotatesFirst } from "../operations.ts";
 import type { ParameterStore } from "../parameters.ts";
 import type { Tensor } from "../tensor.ts";
 import { HeadNorm } from "./head-norm.ts";
@@ -28,6 +28,8 @@ export class Attention {
   #headNorm: HeadNorm | null;
   /** The packed rows with q and k normalised. */
   #normed: Tensor | undefined;
+  /** Whether its q and k have been rotated. */
+  #rotated = false;
 
   constructor(
     store: ParameterStore,
@@ -55,7 +57,11 @@ export class Attention {
     this.#packed = this.#qkv.forward(x);
     const attended = this.#attended.slice(0, x.rows);
     this.#normed = this.#headNorm?.forward(this.#packed) ?? this.#packed;
-    attentionForward(attended, this.#lseOf(x.rows), this.#normed, this.#shape(x.rows, length), this.#packed);
+    const shape = this.#shape(x.rows, length);
+    this.#rotated = rotatesFirst(x.device, shape);
+    if (this.#rotated) rotatePacked(this.#normed, shape);
+    const left = this.#rotated ? { ...shape, rope: null } : shape;
+    attentionForward(attended, this.#lseOf(x.rows), this.#normed, left, this.#packed);
     return this.#out.forward(attended);
   }
 
@@ -65,7 +71,8 @@ export class Attention {
     const dOutput = this.#out.backward(dy);
     const [dQkv, output] = [this.#dQkv.slice(0, rows), this.#attended.slice(0, rows)];
     const { workspace } = this.activations;
-    const given = { dOutput, qkv: this.#normed!, values: this.#packed!, output, lse: this.#lseOf(rows), workspace };
+    const inputs = { qkv: this.#normed!, values: this.#packed!, rotated: this.#rotated };
+    const given = { ...inputs, dOutput, output, lse: this.#lseOf(rows), workspace };
     if (this.#headNorm === null) {
       attentionBackward(dQkv, given, this.#shape(rows, length));
     } else {
