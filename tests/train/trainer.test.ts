@@ -105,6 +105,23 @@ describe("divergence", () => {
     expect(error.fix).toContain("--on-divergence skip");
   });
 
+  test("of a gradient that is not finite where the loss is, names that, not the weights it has spoilt", async () => {
+    const events = (model: TransformerLM): TrainerEvents => {
+      const compute = model.lossAndGradients.bind(model);
+      let calls = 0;
+      model.lossAndGradients = (...batch) => {
+        const loss = compute(...batch);
+        const { grad } = model.store.get("layers.0.attn.k_proj.weight");
+        if (++calls === 7) grad.upload(grad.toFloat32Array().fill(Number.NaN, 35, 37));
+        return loss;
+      };
+      return {};
+    };
+    const error = await refusal(() => trainSmall({ events }));
+    const where = "gradient of layers.0.attn.k_proj.weight, row 2, column 3: NaN (2 of 256 are not finite)";
+    expect(error.message).toStartWith(`step 7 diverged: the gradient is not a finite number, first in the ${where};`);
+  });
+
   test("skip: goes back, passes over the batch, and does so again when resumed", async () => {
     const config = smallConfig({ onDivergence: "skip" });
     const warnings: string[] = [];
@@ -206,4 +223,31 @@ describe("on a device that works while the host goes on", () => {
     expect(again.weights).toEqual(skipped.weights);
     expect(sameOnAnyMachine(again.history)).toEqual(sameOnAnyMachine(skipped.history));
   });
+
+  const batchOf = ({ message }: UserError) => /its batch: [^(]*/.exec(message)?.[0];
+
+  for (const [which, open] of Object.entries({
+    "a CPU that queues": () => {
+      const on = openDevice("cpu", { threads: 1 });
+      queueing(on, "late");
+      return on;
+    },
+    "the emulated GPU": () => openDevice("emulated"),
+  })) {
+    test(`numbers that are not finite are traced to batch and parameter: ${which}`, async () => {
+      // The weights get out of hand by themselves, so that the same happens again when steps are repeated.
+      const settings = { lr: 3e4, weightDecay: 1, warmupSteps: 0, schedule: "constant" };
+      const config = smallConfig(settings);
+      const expected = await refusal(() => trainSmall({ config }));
+      using on = open();
+      const warnings: string[] = [];
+      const events = (): TrainerEvents => ({ onWarning: (message) => warnings.push(message) });
+      const error = await refusal(() => trainSmall({ config, on, events }));
+      const what =
+        /^step 4 diverged: the (loss|gradient) is (NaN,|not).*, first in the gradient of \S+, .*: NaN \(\d+ of/;
+      for (const message of [expected.message, error.message]) expect(message).toMatch(what);
+      expect(batchOf(error)).toBe(batchOf(expected));
+      expect(warnings).toEqual(["step 4 diverged: doing steps 1 to 4 again to find out where"]);
+    });
+  }
 });

@@ -129,8 +129,12 @@ export function loadCheckpoint(source: string | Uint8Array, trained: Trained): n
     }
     const tensors = entries(trained);
     checkTensors(file, manifest, tensors, label);
+    const { model, optimizer } = trained;
+    // What lies between parameters too, which a step that diverged has spoilt as well.
+    const { values, weights } = model.store;
+    for (const flat of [values, weights, optimizer.firstMoments, optimizer.secondMoments]) flat.zero();
     for (const { name, put } of tensors) put(file.float32(name).data);
-    trained.optimizer.stepCount = manifest.optimizerSteps;
+    optimizer.stepCount = manifest.optimizerSteps;
     return manifest.iteration;
   });
 }

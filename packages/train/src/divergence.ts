@@ -25,11 +25,13 @@ export function spikeAbove(loss: number, history: StepMetrics[], threshold: numb
 /**
  * The first parameter that has a number which is not finite: of the weights in the order of the forward pass, and where
  * they are sound of the gradients in the order of the backward pass, which is how such numbers spread.
+ * @param options weights: whether to look at them at all
  */
-export function firstNonFinite(model: TransformerLM): string | undefined {
+export function firstNonFinite(model: TransformerLM, options: { weights: boolean }): string | undefined {
   const parameters = [...model.parameters().values()];
+  const weights = options.weights ? parameters : [];
   const places = [
-    ...parameters.map(({ name, value }) => ({ what: `weight ${name}`, tensor: value })),
+    ...weights.map(({ name, value }) => ({ what: `weight ${name}`, tensor: value })),
     ...parameters.toReversed().map(({ name, grad }) => ({ what: `gradient of ${name}`, tensor: grad })),
   ];
   for (const { what, tensor } of places) {

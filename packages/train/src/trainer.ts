@@ -160,21 +160,65 @@ export async function train(
   const tokenBytes = bytesPerToken(tokenizer);
   const flops = flopsPerToken(model);
   const peak = measurePeak(model.device, model.type);
-  // There must be something to go back to.
-  if (begun === undefined && config.onDivergence === "skip") await checkpoint(0);
-
   // A GPU works on one step while the next is prepared; its loss is known one step late. The CPU has no time to share.
   using stepper = model.device.isAsynchronous
     ? new Stepper(model, optimizer, { parts: accumulation, maxNorm: clipNorm })
     : null;
+  // There must be something to go back to, be it to find out what went wrong.
+  if (begun === undefined && (stepper !== null || config.onDivergence === "skip")) await checkpoint(0);
+  /** One part of a step, of which there are `accumulation`; the next is prepared meanwhile. */
+  const batch = (at: number, part: number) => {
+    const index = (at - 1) * accumulation + part;
+    const tokens = batches.at(config.order, batchSeed, index);
+    batches.prefetch(config.order, batchSeed, index + 1);
+    return tokens;
+  };
+  /** The loss of a step, and its gradients in the model; parts after one that has no finite loss are left out. */
+  const computeGradients = (read: (part: number) => { inputs: Int32Array; targets: Int32Array }): number => {
+    optimizer.zeroGrad();
+    let loss = 0;
+    for (let part = 0; part < accumulation && Number.isFinite(loss); part++) {
+      const { inputs, targets } = read(part);
+      const gradientScale = 1 / accumulation;
+      loss += model.lossAndGradients(inputs, targets, { length: contextLength, gradientScale }) / accumulation;
+    }
+    return loss;
+  };
+  /**
+   * Does the steps from the last checkpoint to `at` again, waiting for each, and leaves weights and gradients as the last
+   * of them found them, since a device that works ahead has spoilt them when a loss is known.
+   * @returns whether it got there
+   */
+  const repeatUpTo = async (at: number): Promise<boolean> => {
+    await writer.finish();
+    const from = loadNewest(
+      run.checkpoints,
+      (path) => loadCheckpoint(path, { model, optimizer }),
+      () => {},
+    );
+    if (from === undefined) return false;
+    const redone = from + 1 === at ? `step ${at}` : `steps ${from + 1} to ${at}`;
+    events.onWarning?.(`step ${at} diverged: doing ${redone} again to find out where`);
+    for (let next = from + 1; next < at; next++) {
+      if (signal?.aborted) return false;
+      if (skips.has(next)) continue;
+      computeGradients((part) => batch(next, part));
+      optimizer.clipAndStep(learningRate(next, config), clipNorm);
+      await new Promise((resolve) => setImmediate(resolve));
+    }
+    computeGradients((part) => batch(at, part));
+    return true;
+  };
   let step = saved;
   let concluded = performance.now();
   /** What becomes of a step whose loss and norm are known; nothing after it may have been saved or sampled. */
   const conclude = async ({ at, lr, dataTime, loss, gradNorm, spike }: Concluded): Promise<void> => {
-    let problem =
-      Number.isFinite(loss + gradNorm) && spike === undefined
-        ? undefined
-        : describe(loss, spike, stepper ? null : model);
+    let problem: string | undefined;
+    if (spike !== undefined || !Number.isFinite(loss + gradNorm)) {
+      while (stepper !== null && stepper.inFlight > 0) stepper.finish();
+      const isKept = spike !== undefined || stepper === null || (await repeatUpTo(at));
+      problem = describe(loss, spike, isKept ? model : null);
+    }
     const now = performance.now();
     const seconds = (now - concluded) / 1000;
     const metrics: StepMetrics = {
@@ -232,9 +276,7 @@ export async function train(
     await conclude({ ...underway.shift()!, ...result, spike });
     concluded = performance.now();
     if (step === begun) return;
-    // Gone back: what was underway has no place any more.
-    while (stepper!.inFlight > 0) stepper!.finish();
-    underway.length = 0;
+    underway.length = 0; // gone back: it has no place any more
   };
 
   while (step < steps && !signal?.aborted) {
@@ -244,18 +286,16 @@ export async function train(
     }
     const lr = learningRate(step + 1, config);
     let dataTime = 0;
-    const batch = (part: number) => {
+    const timedBatch = (part: number) => {
       const asked = performance.now();
-      const index = step * accumulation + part;
-      const { inputs, targets } = batches.at(config.order, batchSeed, index);
-      batches.prefetch(config.order, batchSeed, index + 1);
+      const tokens = batch(step + 1, part);
       dataTime += (performance.now() - asked) / 1000;
-      return { inputs, targets };
+      return tokens;
     };
     const isProbed = due(config.evalInterval, step + 1);
     if (stepper) {
       if (isProbed) probe.begin();
-      stepper.queue(batch, lr);
+      stepper.queue(timedBatch, lr);
       underway.push({ at: ++step, lr, dataTime });
       const intervals = [config.evalInterval, config.sampleInterval, config.checkpointInterval];
       // Who looks at the model must not see a later step's.
@@ -263,13 +303,7 @@ export async function train(
       while (stepper.inFlight > ahead) await catchUp();
     } else {
       concluded = performance.now();
-      optimizer.zeroGrad();
-      let loss = 0;
-      for (let part = 0; part < accumulation && Number.isFinite(loss); part++) {
-        const { inputs, targets } = batch(part);
-        const gradientScale = 1 / accumulation;
-        loss += model.lossAndGradients(inputs, targets, { length: contextLength, gradientScale }) / accumulation;
-      }
+      const loss = computeGradients(timedBatch);
       const spike = spikeAbove(loss, history, config.lossSpike);
       const isSound = Number.isFinite(loss) && spike === undefined;
       if (isSound && isProbed) probe.begin();
@@ -311,7 +345,8 @@ function bestStep(history: StepMetrics[]): number | undefined {
 function describe(loss: number, spike: number | undefined, model: TransformerLM | null): string {
   if (spike !== undefined) return `the loss is ${loss.toFixed(3)}, the mean of the steps before it ${spike.toFixed(3)}`;
   const what = Number.isFinite(loss) ? "the gradient is" : `the loss is ${loss},`;
-  const first = model === null ? undefined : firstNonFinite(model);
+  // Gradients that are not finite have spoilt the weights by now.
+  const first = model === null ? undefined : firstNonFinite(model, { weights: !Number.isFinite(loss) });
   return `${what} not a finite number${first === undefined ? "" : `, first in the ${first}`}`;
 }
 
