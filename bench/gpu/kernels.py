@@ -263,6 +263,29 @@ def attention(b, batch, length, heads, kv_heads, dim):
     return run, {"y": y, "lse": scores.logsumexp(-1), "d": x.grad}
 
 
+def attention_cached(b, heads, kv_heads, dim, capacity, starts):
+    """One new token for each sequence, behind as many keys as `starts` says; without RoPE."""
+    batch, width = len(starts), (heads + 2 * kv_heads) * dim
+    qkv, caches = b.normal(batch, width), [b.normal(batch, capacity, kv_heads, dim) for _ in range(2)]
+    offsets = [0, heads * dim, (heads + kv_heads) * dim]
+
+    def run():
+        given, y, (k_cache, v_cache) = b.array(qkv), b.blank(batch, heads * dim), [b.array(cache) for cache in caches]
+        q, k, v = [given.address + o * qkv.element_size() for o in offsets]
+        places = [b.array(torch.tensor(starts, dtype=torch.int32)), None, batch, capacity]
+        sizes = [b.code, batch, 1, *places, heads, kv_heads, dim, dim**-0.5]
+        b.call("mantou_attention_cached", *sizes, q, width, k, v, width, None, k_cache, v_cache, y)
+        return {"y": y}
+
+    outputs = []
+    for i, start in enumerate(starts):
+        q, *new = qkv[i].double().view(-1, dim).split([heads, kv_heads, kv_heads])
+        k, v = [torch.cat([cache[i, :start].double(), row[None]]).repeat_interleave(heads // kv_heads, 1) for cache, row in zip(caches, new)]
+        weights = torch.einsum("hd,khd->hk", q, k).mul(dim**-0.5).softmax(-1)
+        outputs.append(torch.einsum("hk,khd->hd", weights, v).flatten())
+    return run, {"y": torch.stack(outputs)}
+
+
 def cases(big):
     for rows, dim in [(1, 8), (37, 64), (113, 203), (5, 1000), (3, 4104)] + ([(4099, 768)] if big else []):
         yield f"RMSNorm [{rows}, {dim}]", rmsnorm, (rows, dim)
@@ -283,8 +306,12 @@ def cases(big):
     for dim in (16, 32, 64, 128):
         for length in [1, 64, 77] + ([193, 1024, 2047] if big else []):
             yield f"attention T = {length}, head {dim}", attention, (2, length, 4, 2, dim)
+    for dim in (16, 64, 128):
+        for capacity, starts in [(300, [0, 31, 256, 299]), (1100, [0, 255, 256, 1023, 1099])]:
+            yield f"attention with a cache of {capacity}, head {dim}", attention_cached, (4, 2, dim, capacity, starts)
     if big:
         yield "attention T = 8192, head 64", attention, (1, 8192, 1, 1, 64)
+        yield "attention with a cache of 40000, head 128", attention_cached, (2, 1, 128, 40_000, [39_999])
 
 
 def relative(actual, expected):

@@ -287,6 +287,8 @@ inline bool on_tensor_cores(int32_t dtype, int64_t dim, int64_t q_stride, int64_
          kv_stride % CHUNK == 0 && (is_aligned(pointers) && ...);
 }
 
+// Forward: for any heads, and for those that `on_tensor_cores` refuses.
+int32_t attend(const mantou_context* context, const char* name, int32_t dtype, const Attention& problem);
 int32_t attend_scalar(const mantou_context* context, const char* name, int32_t dtype, const Attention& problem);
 int32_t attend_scalar_backward(const mantou_context* context, int32_t dtype, const AttentionBackward& problem);
 

@@ -21,6 +21,10 @@ export const TESTS: Record<string, { tests: string[]; pattern: string }> = {
     tests: tests("attention", "refusals"),
     pattern: "(1|17|64|65|77|33|193)\\], |a cache that|a slot that",
   },
+  "attention_cached.cu": {
+    tests: tests("attention", "refusals"),
+    pattern: "with a cache|single tokens|a cache that|a slot that",
+  },
   "attention.h": {
     tests: tests("attention", "refusals"),
     pattern: "(1|17|64|65|77|33|193)\\], |a cache that|a slot that",
@@ -176,9 +180,15 @@ export const BY_HAND: Record<string, [before: string, after: string, kind: strin
     ["(block & 1) * KEYS", "0 * KEYS", "buffer used too early"],
     ["head.v + key * p.kv_stride", "head.v", "wrong address"],
     ["work.head / (p.heads / p.kv_heads);", "work.head % p.kv_heads;", "wrong head"],
+  ],
+  "attention_cached.cu": [
     ["places.start(sequence) + row % p.length;", "row % p.length;", "wrong place"],
-    ["key += WARPS * AT_ONCE) {", "key += WARPS) {", "wrong stride"],
-    ["weights[w] = expf(warp_maxima[w] - most);", "weights[w] = 1;", "correction dropped"],
+    ["first += int64_t{WARPS} * split.parts * of_warp", "first += int64_t{WARPS} * of_warp", "wrong stride"],
+    ["warp * split.parts + static_cast<int>(blockIdx.y)", "warp + static_cast<int>(blockIdx.y)", "wrong part"],
+    ["expf(walks[w * stride] - base_of(most))", "1", "correction dropped"],
+    ["most == -INFINITY ? 0.0f : most", "most", "NaN where no key was seen"],
+    ["sum[i][e] *= correction;", ";", "correction dropped"],
+    ["if (key + n >= keys) scores", "if (key + n > keys) scores", "mask off by one"],
   ],
   "attention_backward.cu": [
     ["<= ahead + i * 16 + e / 2 * 8", "< ahead + i * 16 + e / 2 * 8", "mask off by one"],
@@ -230,6 +240,12 @@ export const EQUIVALENT: { file: string; text: string; kind?: string; reason: st
     text: "rest < together ? rest : together",
     kind: "bound one too far",
     reason: "where both are equal, either is taken",
+  },
+  {
+    file: "attention_cached.cu",
+    text: "first < keys;",
+    kind: "bound one too far",
+    reason: "one more round in which no key is seen",
   },
   {
     file: "attention_scalar.cu",

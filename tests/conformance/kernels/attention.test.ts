@@ -194,6 +194,56 @@ onEveryType((subject) => {
     verify(subject, run, { ...packedAttention(qkv, shape), dQkv }, { relative: 1e-3, absolute: 0.05 });
   });
 
+  // Heads of few sequences may be split among blocks, 256 keys of a full cache or more to each.
+  for (const [headDim, capacity] of [
+    [16, 1100],
+    [64, 520],
+    [34, 780],
+    [64, 511],
+  ] as const) {
+    test(`single tokens behind 0 to ${capacity - 1} keys of ${headDim}`, () => {
+      const edges = [0, 1, 31, 63, 127, 128, 255, 256, 511, 512, 767, 1023, 1098];
+      const starts = [...edges.filter((start) => start < capacity - 1), capacity - 1];
+      const [batch, heads] = [starts.length, 2];
+      const qkv = normal([batch, 4 * headDim], 1, 1.5);
+      const caches = [2, 3].map((seed) => normal([batch * capacity, headDim], seed, 1.5));
+      // The last key of every second cache outweighs all others for the first head.
+      starts.forEach((start, b) => {
+        if (b % 2 === 0) return;
+        const [query, at] = [4 * b * headDim, (b * capacity + start - 1) * headDim];
+        for (let c = 0; c < headDim; c++) caches[0]!.data[at + c] = 32 * qkv.data[query + c]!;
+      });
+      const run = (bench: Workbench) => {
+        const output = bench.poisoned([batch, heads * headDim]);
+        const [kCache, vCache] = caches.map((cache) => bench.poisoned(cache.shape));
+        // What lies behind the last key must not be read.
+        starts.forEach((start, b) =>
+          [kCache!, vCache!].forEach((tensor, i) => {
+            if (start === 0) return;
+            const from = b * capacity * headDim;
+            tensor.slice(b * capacity, start).upload(caches[i]!.data.subarray(from, from + start * headDim));
+          }),
+        );
+        const given = { qkv: bench.from(qkv), kCache: kCache!, vCache: vCache!, capacity };
+        const shape = { batch, length: 1, heads, kvHeads: 1, headDim, rope: null };
+        operations.attentionCached(output, { ...given, starts: bench.from(ints([batch], starts)) }, shape);
+        return { output };
+      };
+      const outputs = starts.flatMap((start, b) => {
+        const rows = (cache: number, column: number) =>
+          Float32Array.of(
+            ...caches[cache]!.data.subarray(b * capacity * headDim, (b * capacity + start) * headDim),
+            ...qkv.data.subarray((4 * b + column) * headDim, (4 * b + column + 1) * headDim),
+          );
+        const [k, v] = [rows(0, 2), rows(1, 3)].map((data) => floats([1, start + 1, headDim], data));
+        const q = floats([1, heads, headDim], qkv.data.slice(4 * b * headDim, (4 * b + heads) * headDim));
+        return [...ops.scaledDotProductAttention(q, k!, v!).data];
+      });
+      const expected = floats([batch, heads * headDim], Float32Array.from(outputs));
+      verify(subject, run, { output: expected }, { relative: 1e-4, absolute: 3e-5 });
+    });
+  }
+
   test("masked attention", () => {
     const [q, k, v] = [
       [3, 77, 33],
