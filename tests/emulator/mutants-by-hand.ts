@@ -254,6 +254,12 @@ export const EQUIVALENT: { file: string; text: string; kind?: string; reason: st
     reason: "one more tile of which no key is seen",
   },
   {
+    file: "attention_scalar.cu",
+    text: "if (r < count && c < dim)",
+    kind: "bound one too near",
+    reason: "c and dim are even",
+  },
+  {
     file: "context.h",
     text: "if (lane_of_thread() == 0) scratch[warp_of_thread()] = x;",
     kind: "wrong lane",
@@ -270,6 +276,12 @@ export const EQUIVALENT: { file: string; text: string; kind?: string; reason: st
     text: "base < dim; base += WARP * N",
     kind: "bound one too far",
     reason: "one more round without columns",
+  },
+  {
+    file: "matmul.cu",
+    text: "for (int k = 0; k < p.k; k += DEPTH32)",
+    kind: "bound one too far",
+    reason: "one more step of zeros",
   },
   {
     file: "rmsnorm.cu",

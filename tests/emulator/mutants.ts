@@ -7,8 +7,8 @@
  * Usage: bun tests/emulator/mutants.ts [--only PATTERN] [--skip PATTERN] [--builds plain,race,asan] [--list]
  *        [--results FILE] [--part I/N] [--seconds S] [--again] [--report]
  *
- * Verdicts are kept in build/mutants/results.jsonl (or FILE) under the text of the mutated file, so a run goes on where one
- * ended, and a file that changes is judged anew. --part splits the work among processes, --seconds ends one early,
+ * Verdicts are kept in build/mutants/results.jsonl (or FILE) under the text of the mutated function, so a run goes on where
+ * one ended, and a function that changes is judged anew. --part splits the work among processes, --seconds ends one early,
  * --again judges those anew that lived, --report writes mutants.md from what is known.
  */
 import { createHash } from "node:crypto";
@@ -62,17 +62,17 @@ const OPERATORS: { kind: string; pattern: RegExp; replacement: string }[] = [
   { kind: "bound one too near", pattern: / < ([a-z][\w.]*)(?=[;)& ])/g, replacement: " < $1 - 1" },
 ];
 
-/** Numbers of the lines that belong to kernels and their helpers. */
-function deviceLines(lines: string[]): Set<number> {
-  const found = new Set<number>();
-  for (let i = 0; i < lines.length; i++) {
-    if (!/^[^/#]*\b(GLOBAL|DEVICE)\b/.test(lines[i]!)) continue;
-    const indent = /^ */.exec(lines[i]!)![0];
-    let end = i;
-    while (!/\{$|\}$|;$/.test(lines[end]!)) end++;
-    if (lines[end]!.endsWith("{")) while (lines[end] !== `${indent}}`) end++;
-    for (; i <= end; i++) found.add(i);
-    i--;
+/** The lines [begin, end) of each kernel and helper of kernels. */
+function deviceFunctions(lines: string[]): { begin: number; end: number }[] {
+  const found = [];
+  for (let begin = 0; begin < lines.length; begin++) {
+    if (!/^[^/#]*\b(GLOBAL|DEVICE)\b/.test(lines[begin]!)) continue;
+    const indent = /^ */.exec(lines[begin]!)![0];
+    let last = begin;
+    while (!/\{$|\}$|;$/.test(lines[last]!)) last++;
+    if (lines[last]!.endsWith("{")) while (lines[last] !== `${indent}}`) last++;
+    found.push({ begin, end: last + 1 });
+    begin = last;
   }
   return found;
 }
@@ -83,9 +83,10 @@ export function allMutants(): Mutant[] {
   for (const file of readdirSync(join(KERNELS, "cuda")).sort()) {
     if (!TESTS[file]) continue;
     const lines = readFileSync(join(KERNELS, "cuda", file), "utf8").split("\n");
-    const device = deviceLines(lines);
+    const functions = deviceFunctions(lines);
     lines.forEach((text, line) => {
-      if (!device.has(line) || /^\s*(\/\/|template|static_assert|constexpr)/.test(text)) return;
+      const inside = functions.some(({ begin, end }) => begin <= line && line < end);
+      if (!inside || /^\s*(\/\/|template|static_assert|constexpr)/.test(text)) return;
       for (const { kind, pattern, replacement } of OPERATORS) {
         for (const match of text.matchAll(pattern)) {
           const at = match.index;
@@ -208,14 +209,18 @@ function failure(build: Emulation, library: string, file: string): string | null
 }
 
 interface Verdict {
-  /** Of the mutated file's text. */
+  /** Of the text of the function with the mistake in it; of the whole file for a mistake outside of functions. */
   key: string;
   /** The build whose tests failed, "compiler" where it does not compile, or null where the mutant lives. */
   killedBy: Emulation | "compiler" | null;
   reason: string;
 }
 
-const keyOf = (mutant: Mutant) => sha(mutant.file, mutated(mutant));
+function keyOf(mutant: Mutant): string {
+  const lines = mutated(mutant).split("\n");
+  const own = deviceFunctions(lines).find(({ begin, end }) => begin < mutant.line && mutant.line <= end);
+  return sha(mutant.file, ...(own ? lines.slice(own.begin, own.end) : lines));
+}
 
 /** Why a mutant is no mistake, where it is none. */
 function equivalence(mutant: Mutant): string | null {
