@@ -19,7 +19,7 @@ export const TESTS: Record<string, { tests: string[]; pattern: string }> = {
   "matmul.cu": { tests: tests("matmul"), pattern: "matmul" },
   "attention.cu": {
     tests: tests("attention", "refusals"),
-    pattern: "(1|17|64|65|77|33|193)\\], |a cache that|a slot that",
+    pattern: "bfloat16.*((1|64|65|77|193)\\], |a cache that|a slot that)",
   },
   "attention_cached.cu": {
     tests: tests("attention", "refusals"),
@@ -29,9 +29,9 @@ export const TESTS: Record<string, { tests: string[]; pattern: string }> = {
     tests: tests("attention", "refusals"),
     pattern: "(1|17|64|65|77|33|193)\\], |a cache that|a slot that",
   },
-  "attention_backward.cu": { tests: tests("attention"), pattern: "(1|17|64|65|77|33|193)\\], " },
-  "attention_scalar.cu": { tests: tests("attention"), pattern: "(1|17|64|65|77|33|193)\\], " },
-  "tensor_tile.h": { tests: tests("attention"), pattern: "(65|77|193)\\], " },
+  "attention_backward.cu": { tests: tests("attention"), pattern: "bfloat16.*(1|64|65|77|193)\\], " },
+  "attention_scalar.cu": { tests: tests("attention"), pattern: "float32.*(1|17|64|65|77|33|193)\\], " },
+  "tensor_tile.h": { tests: tests("attention"), pattern: "bfloat16.*(65|77|193)\\], " },
 };
 
 /** In the first line of the file that contains it: what stands there, the mistake, and its name. */
