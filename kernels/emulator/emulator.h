@@ -1,9 +1,5 @@
-// CUDA on a CPU: what a .cu file needs to compile as plain C++17 and run, one block after another, with every thread of
-// a block as a fiber. engine.cpp, memory.cpp and ptx.cpp hold the machinery; README.md says what is checked and how the
-// builds differ.
-//
-// Kernel files include ../cuda/platform.h and never this. What nvcc knows and cannot be mapped here (`<<<>>>`, raw
-// `__shared__`, inline PTX) has a macro or a wrapper there.
+// CUDA on a CPU: what a .cu file sees when it is compiled as plain C++17 (by way of ../cuda/context.h). README.md says
+// what is checked and how the builds differ.
 #pragma once
 
 #include <cmath>
@@ -74,16 +70,12 @@ inline float __uint_as_float(unsigned x) {
 
 namespace emulator {
 
-// What the running thread sees of itself; the engine keeps it up to date.
-struct Position {
-  uint3 thread;
-  unsigned linear;  // thread.x + block.x * (thread.y + block.y * thread.z)
-};
-extern Position* current;
-extern uint3 block_index;
+// What the running thread sees of itself. Blocks have one dimension.
+extern uint3 thread_index, block_index;
 extern dim3 block_size, grid_size;
+inline unsigned lane() { return thread_index.x & 31u; }
 
-// Ends the launch with an error at that line of the kernel. Never returns.
+// Ends the launch with an error at that line of the kernel.
 [[noreturn]] __attribute__((format(printf, 2, 3))) void fail(int line, const char* format, ...);
 
 // Waits for every thread of the block.
@@ -91,50 +83,54 @@ void barrier(int line);
 
 // Waits for the lanes of `mask`; the last to arrive runs `compute` over what all of them brought (indexed by lane;
 // nothing outside the mask). All must come with the same mask, operation and line.
-using Compute = void (*)(void* const* lanes, uint32_t mask, int line);
+using Compute = void (*)(void* const* lanes, uint32_t mask);
 void collective(uint32_t mask, const char* operation, int line, void* mine, Compute compute);
 
-// Memory of a block: the same address for every thread, told apart by `key`. Full of NaN until it is written.
-void* shared_array(const void* key, size_t bytes, size_t alignment);
-void* shared_dynamic();
-
-template <typename T>
-struct Shuffle {
-  T value;
-  unsigned source;  // lane
-  T result;
-
-  static void compute(void* const* lanes, uint32_t mask, int line) {
-    for (unsigned lane = 0; lane < 32; lane++) {
-      if (!(mask >> lane & 1u)) continue;
-      auto* own = static_cast<Shuffle*>(lanes[lane]);
-      if (!(mask >> own->source & 1u))
-        fail(line, "lane %u shuffles from lane %u, which is not in the mask %08x", lane, own->source, mask);
-      own->result = static_cast<Shuffle*>(lanes[own->source])->value;
-    }
-  }
-};
-
-inline unsigned lane() { return current->linear & 31u; }
+// The same where every lane brings a value: then each one's `receive` is called with a function from lanes to values.
+template <typename T, typename Receive>
+inline void exchange(uint32_t mask, const char* operation, int line, T value, Receive receive) {
+  struct Own {
+    T value;
+    Receive receive;
+  } own{value, receive};
+  collective(mask, operation, line, &own, [](void* const* lanes, uint32_t all) {
+    for (uint32_t rest = all; rest; rest &= rest - 1)
+      static_cast<Own*>(lanes[__builtin_ctz(rest)])->receive([lanes](unsigned i) -> const T& {
+        return static_cast<const Own*>(lanes[i])->value;
+      });
+  });
+}
 
 template <typename T>
 inline T shuffle(uint32_t mask, T value, unsigned source, int line) {
-  Shuffle<T> own{value, source, value};
-  collective(mask, "shuffle", line, &own, Shuffle<T>::compute);
-  return own.result;
+  T result;
+  if (!(mask >> source & 1u)) fail(line, "shuffle: lane %u is not in the mask %08x", source, mask);
+  exchange(mask, "shuffle", line, value, [&](auto brought) { result = brought(source); });
+  return result;
 }
 
-uint32_t ballot(uint32_t mask, bool predicate, int line);
-uint32_t match_any(uint32_t mask, uint64_t value, int line);
+// The lanes of `mask` whose value is `wanted`.
+template <typename T>
+inline unsigned lanes_with(uint32_t mask, const char* operation, int line, T value, T wanted) {
+  unsigned result = 0;
+  exchange(mask, operation, line, value, [&](auto brought) {
+    for (unsigned i = 0; i < 32; i++)
+      if (mask >> i & 1u && brought(i) == wanted) result |= 1u << i;
+  });
+  return result;
+}
 
 template <typename T>
 T atomic_add(T* address, T value);  // int, float
-int atomic_cas(int* address, int expected, int value);
+
+// Memory of a block: the same address for every thread, told apart by `key`. Full of NaN until it is written.
+void* shared_array(const void* key, size_t bytes);
+void* shared_dynamic();
+
+bool is_device_memory(const void* address);
 
 // Runs body(closure) as a kernel. Null, or what went wrong.
 const char* run(const char* name, dim3 grid, dim3 block, size_t shared, void (*body)(void*), void* closure);
-
-bool is_device_memory(const void* address);
 
 // Runs kernel(arguments...). Null, or what went wrong.
 template <typename... Parameters>
@@ -151,7 +147,7 @@ inline const char* launch(const char* name, void (*kernel)(Parameters...), dim3 
 
 }  // namespace emulator
 
-#define threadIdx (::emulator::current->thread)
+#define threadIdx (::emulator::thread_index)
 #define blockIdx (::emulator::block_index)
 #define blockDim (::emulator::block_size)
 #define gridDim (::emulator::grid_size)
@@ -160,42 +156,36 @@ inline void __syncthreads(int line = __builtin_LINE()) { emulator::barrier(line)
 void __syncwarp(uint32_t mask = 0xffffffffu, int line = __builtin_LINE());
 
 template <typename T>
-inline T __shfl_sync(uint32_t mask, T value, int source, int width = 32, int line = __builtin_LINE()) {
-  const unsigned segment = static_cast<unsigned>(width) - 1u;
-  return emulator::shuffle(mask, value, (emulator::lane() & ~segment) | (static_cast<unsigned>(source) & segment),
-                           line);
+inline T __shfl_sync(uint32_t mask, T value, int source, int line = __builtin_LINE()) {
+  return emulator::shuffle(mask, value, static_cast<unsigned>(source) & 31u, line);
 }
 template <typename T>
-inline T __shfl_xor_sync(uint32_t mask, T value, int bits, int width = 32, int line = __builtin_LINE()) {
-  const unsigned own = emulator::lane(), source = own ^ static_cast<unsigned>(bits);
-  const bool inside = source / static_cast<unsigned>(width) <= own / static_cast<unsigned>(width);
-  return emulator::shuffle(mask, value, inside ? source & 31u : own, line);
+inline T __shfl_xor_sync(uint32_t mask, T value, int bits, int line = __builtin_LINE()) {
+  return emulator::shuffle(mask, value, (emulator::lane() ^ static_cast<unsigned>(bits)) & 31u, line);
 }
 template <typename T>
-inline T __shfl_up_sync(uint32_t mask, T value, unsigned delta, int width = 32, int line = __builtin_LINE()) {
-  const unsigned own = emulator::lane(), segment = static_cast<unsigned>(width) - 1u;
-  return emulator::shuffle(mask, value, (own & segment) >= delta ? own - delta : own, line);
+inline T __shfl_up_sync(uint32_t mask, T value, unsigned delta, int line = __builtin_LINE()) {
+  const unsigned own = emulator::lane();
+  return emulator::shuffle(mask, value, own >= delta ? own - delta : own, line);
 }
-inline unsigned __ballot_sync(uint32_t mask, bool p, int line = __builtin_LINE()) {
-  return emulator::ballot(mask, p, line);
+inline unsigned __ballot_sync(uint32_t mask, bool predicate, int line = __builtin_LINE()) {
+  return emulator::lanes_with(mask, "vote", line, predicate, true);
 }
 inline unsigned __match_any_sync(uint32_t mask, int value, int line = __builtin_LINE()) {
-  return emulator::match_any(mask, static_cast<uint64_t>(value), line);
+  return emulator::lanes_with(mask, "match", line, value, value);
 }
 
 template <typename T>
 inline T atomicAdd(T* address, std::common_type_t<T> value) {
   return emulator::atomic_add(address, value);
 }
-inline int atomicCAS(int* address, int expected, int value) {
-  return emulator::atomic_cas(address, expected, value);
-}
+int atomicCAS(int* address, int expected, int value);
 
 // SHARED_ARRAY(float, tile, [32][33]); SHARED_DYNAMIC(bytes) is a char array as long as the launch says.
 #define SHARED_ARRAY(type, name, dimensions) \
   static const char name##_key = 0;          \
   typedef type name##_type dimensions;       \
-  name##_type& name = *static_cast<name##_type*>(::emulator::shared_array(&name##_key, sizeof(name##_type), 16))
+  name##_type& name = *static_cast<name##_type*>(::emulator::shared_array(&name##_key, sizeof(name##_type)))
 #define SHARED_DYNAMIC(name) char* const name = static_cast<char*>(::emulator::shared_dynamic())
 
 // ---- wrappers of PTX: ../cuda/ptx.h has the real ones ---------------------------------------------------------------
@@ -219,7 +209,7 @@ inline void forget(T&) {}
 
 // ---- the runtime's functions that the backend calls: one device, everything done when a call returns ----------------
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2, cudaErrorNoDevice = 100 };
+enum cudaError_t { cudaSuccess, cudaErrorInvalidValue, cudaErrorMemoryAllocation };
 enum cudaMemcpyKind { cudaMemcpyDefault = 4 };
 enum { cudaHostAllocMapped = 2, cudaHostAllocPortable = 1, cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2 };
 using cudaStream_t = struct emulated_stream*;

@@ -2,8 +2,8 @@
 //
 // One block runs at a time, on one thread of the operating system. Blocks come in a random order; within a block, so do
 // warps and lanes, as far as barriers and operations of a warp let them. The order follows from a seed
-// ($MANTOU_EMULATOR_SEED) and the number of the launch, so a failure repeats, while the same call made twice runs in
-// two orders.
+// ($MANTOU_EMULATOR_SEED) and from what ran before, so a failure repeats, while the same call made twice runs in two
+// orders.
 #include "engine.h"
 
 #include <sys/mman.h>
@@ -19,10 +19,8 @@
 
 namespace emulator {
 
-Position* current;
-uint3 block_index;
+uint3 thread_index, block_index;
 dim3 block_size, grid_size;
-std::mutex launching;
 Fiber* running;
 Warp warps[MAX_THREADS / 32];
 unsigned launches, blocks_run;
@@ -112,22 +110,33 @@ struct Random {
     return static_cast<uint32_t>((z ^ z >> 31) >> 32);
   }
   uint32_t below(uint32_t n) { return static_cast<uint32_t>(uint64_t{next()} * n >> 32); }
+  template <typename T>
+  void shuffle(T* items, size_t count) {
+    for (; count > 1; count--) std::swap(items[count - 1], items[below(static_cast<uint32_t>(count))]);
+  }
 };
 
+uint64_t seed() {
+  const char* given = std::getenv("MANTOU_EMULATOR_SEED");
+  return given ? std::strtoull(given, nullptr, 10) : 1;
+}
+
+Random random_numbers{seed()};
 Fiber fibers[MAX_THREADS];
 void* scheduler_stack;
-char* stacks;
+char* const stacks = [] {
+  char* const memory = static_cast<char*>(reserve(MAX_THREADS * (STACK_BYTES + PAGE)));
+  for (size_t i = 0; i < MAX_THREADS; i++) mprotect(memory + i * (STACK_BYTES + PAGE), PAGE, PROT_NONE);
+  return memory;
+}();
 unsigned thread_count, done_count, barrier_count;
 void (*kernel_body)(void*);
 void* kernel_closure;
 const char* kernel_name;
-size_t dynamic_bytes;
 char message[1024];
-Random random_numbers;
 
-char* bottom_of(const Fiber* fiber) {
-  return stacks + static_cast<size_t>(fiber - fibers) * (STACK_BYTES + PAGE) + PAGE;
-}
+unsigned number_of(const Fiber* fiber) { return static_cast<unsigned>(fiber - fibers); }
+char* bottom_of(const Fiber* fiber) { return stacks + number_of(fiber) * (STACK_BYTES + PAGE) + PAGE; }
 
 // The walk over the lanes of the warp whose turn it is.
 unsigned first_of_warp, lane_at;
@@ -142,120 +151,96 @@ Fiber* next_lane() {
   return nullptr;
 }
 
+// AddressSanitizer is told of every switch: before it, where the next stack lies, and after it.
 #if defined(__SANITIZE_ADDRESS__)
 const void* scheduler_bottom;
 size_t scheduler_size;
+bool from_scheduler;
 
-// The first thing on a stack that is switched to; `fake` is what it had when it was left.
-void arrive(void* fake, bool from_scheduler) {
+void leave_for(const Fiber* next) {
+  from_scheduler = !running;
+  void* no_fake_stacks;  // detect_stack_use_after_return is off
+  __sanitizer_start_switch_fiber(&no_fake_stacks, next ? bottom_of(next) : scheduler_bottom,
+                                 next ? STACK_BYTES : scheduler_size);
+}
+void arrive() {
   const void* bottom;
   size_t size;
-  __sanitizer_finish_switch_fiber(fake, &bottom, &size);
+  __sanitizer_finish_switch_fiber(nullptr, &bottom, &size);
   if (from_scheduler) scheduler_bottom = bottom, scheduler_size = size;
 }
-bool from_scheduler;
+void unpoison(char* memory, size_t bytes) { __asan_unpoison_memory_region(memory, bytes); }
+#else
+void leave_for(const Fiber*) {}
+void arrive() {}
+void unpoison(char*, size_t) {}
 #endif
 
 // Leaves the running fiber, or the scheduler where none runs, for `next`, or the scheduler for null.
-void switch_to(Fiber* next, bool forever = false) {
+void switch_to(Fiber* next) {
   void** const own = running ? &running->stack : &scheduler_stack;
-#if defined(__SANITIZE_ADDRESS__)
-  void* fake = nullptr;
-  from_scheduler = !running;
-  __sanitizer_start_switch_fiber(forever ? nullptr : &fake, next ? bottom_of(next) : scheduler_bottom,
-                                 next ? STACK_BYTES : scheduler_size);
-#endif
-  (void)forever;
+  leave_for(next);
   running = next;
-  if (next) current = &next->position;
+  if (next) thread_index.x = number_of(next);
   mantou_switch_stacks(own, next ? next->stack : scheduler_stack);
-#if defined(__SANITIZE_ADDRESS__)
-  arrive(fake, from_scheduler);
-#endif
+  arrive();
 }
 
-void wait_as(State state, const char* waiting, int line) {
-  running->state = state;
-  running->waiting = waiting;
+void wait_in(const char* what, int line) {
+  running->state = State::Waiting;
+  running->waiting = what;
   running->line = line;
   switch_to(next_lane());
 }
 
 void fiber_main() {
-#if defined(__SANITIZE_ADDRESS__)
-  arrive(nullptr, from_scheduler);
-#endif
+  arrive();
   kernel_body(kernel_closure);
   if (!running->copies.empty()) fail(0, "the thread ends with asynchronous copies that it has not waited for");
   running->state = State::Done;
   done_count++;
-  switch_to(next_lane(), true);
+  switch_to(next_lane());
 }
 
-void prepare(unsigned index) {
-  Fiber* fiber = &fibers[index];
-  const unsigned x = index % block_size.x, rest = index / block_size.x;
-  fiber->position = {{x, rest % block_size.y, rest / block_size.y}, index};
+void prepare(Fiber* fiber) {
   fiber->state = State::Ready;
   fiber->committed = fiber->barriers = 0;
   fiber->copies.clear();
   // Stacks that all begin at one offset of a page would share a few sets of the first-level cache.
-  char* const end = bottom_of(fiber) + STACK_BYTES - index % 32 * 128;
-  void** top = reinterpret_cast<void**>(end) - SAVED_WORDS;
-#if defined(__SANITIZE_ADDRESS__)
-  __asan_unpoison_memory_region(end - PAGE, PAGE);  // the last fiber_main never returned
-#endif
+  char* const end = bottom_of(fiber) + STACK_BYTES - number_of(fiber) % 32 * 128;
+  unpoison(end - PAGE, PAGE);  // the last fiber_main never returned
+  void** const top = reinterpret_cast<void**>(end) - SAVED_WORDS;
   for (size_t i = 0; i < SAVED_WORDS; i++) top[i] = nullptr;
   top[RETURN_WORD] = reinterpret_cast<void*>(fiber_main);
   fiber->stack = top;
 }
 
-void record(const char* format, va_list arguments, int line) {
-  if (failed) return;
+// Ends the launch; its first mistake is kept.
+void record(unsigned thread, int line, const char* what) {
+  char at[24] = "";
+  if (line > 0) std::snprintf(at, sizeof at, ", line %d", line);
+  if (!failed)
+    std::snprintf(message, sizeof message, "kernel of %s, block (%u, %u, %u), thread %u%s: %s", kernel_name,
+                  block_index.x, block_index.y, block_index.z, thread, at, what);
   failed = true;
-  int length = std::snprintf(message, sizeof message, "kernel of %s, block (%u, %u, %u)", kernel_name, block_index.x,
-                             block_index.y, block_index.z);
-  const auto append = [&](const char* text, auto... values) {
-    length += std::snprintf(message + length, sizeof message - static_cast<size_t>(length), text, values...);
-  };
-  if (running) append(", thread %u", running->position.linear);
-  if (line > 0) append(", line %d", line);
-  append("%s", ": ");
-  std::vsnprintf(message + length, sizeof message - static_cast<size_t>(length), format, arguments);
 }
 
 // ---- a block -----------------------------------------------------------------------------------------------------
 
-void start_up() {
-  if (stacks) return;
-  start_memory();
-  stacks = static_cast<char*>(reserve(MAX_THREADS * (STACK_BYTES + PAGE)));
-  for (const Fiber& fiber : fibers) mprotect(bottom_of(&fiber) - PAGE, PAGE, PROT_NONE);
-  const char* seed = std::getenv("MANTOU_EMULATOR_SEED");
-  random_numbers.state = seed ? std::strtoull(seed, nullptr, 10) : 1;
-}
-
 void report_deadlock() {
-  for (unsigned i = 0; i < thread_count; i++) {
-    Fiber* fiber = &fibers[i];
-    if (fiber->state == State::Done) continue;
-    running = fiber;
-    va_list none{};
-    char text[256];
-    std::snprintf(text, sizeof text, "waits in a %s that %s never reach (%u of %u threads have ended)", fiber->waiting,
-                  fiber->state == State::AtBarrier ? "other threads of the block" : "other lanes of its mask",
-                  done_count, thread_count);
-    record(text, none, fiber->line);
-    running = nullptr;
-    return;
-  }
+  const Fiber* fiber = fibers;
+  while (fiber->state == State::Done) fiber++;
+  char what[256];
+  std::snprintf(what, sizeof what, "waits in a %s that others never reach (%u of %u threads have ended)", fiber->waiting,
+                done_count, thread_count);
+  record(number_of(fiber), fiber->line, what);
 }
 
-void run_block() {
+void run_block(size_t shared) {
   const unsigned warp_count = (thread_count + 31) / 32;
   done_count = barrier_count = 0;
   blocks_run++;
-  for (unsigned i = 0; i < thread_count; i++) prepare(i);
+  for (unsigned i = 0; i < thread_count; i++) prepare(&fibers[i]);
   unsigned order[MAX_THREADS / 32];
   for (unsigned w = 0; w < warp_count; w++) {
     warps[w].meetings.clear();
@@ -263,10 +248,10 @@ void run_block() {
     std::memset(warps[w].known, 0, sizeof warps[w].known);
     order[w] = w;
   }
-  open_shared(dynamic_bytes);
+  open_shared(shared);
   while (done_count < thread_count && !failed) {
     bool progress = false;
-    for (unsigned w = warp_count; w > 1; w--) std::swap(order[w - 1], order[random_numbers.below(w)]);
+    random_numbers.shuffle(order, warp_count);
     for (unsigned w = 0; w < warp_count && !failed; w++) {
       first_of_warp = order[w] * 32;
       do {
@@ -279,59 +264,48 @@ void run_block() {
     }
     if (!progress && !failed) report_deadlock();
   }
-  close_shared();
-#if defined(__SANITIZE_ADDRESS__)
-  if (failed) __asan_unpoison_memory_region(stacks, MAX_THREADS * (STACK_BYTES + PAGE));
-#endif
+  if (failed) unpoison(stacks, MAX_THREADS * (STACK_BYTES + PAGE));
 }
 
-Warp& own_warp() { return warps[running->position.linear / 32u]; }
+Warp& own_warp() { return warps[thread_index.x / 32u]; }
 
 }  // namespace
 
 void fail(int line, const char* format, ...) {
+  char what[512];
   va_list arguments;
   va_start(arguments, format);
-  record(format, arguments, line);
+  std::vsnprintf(what, sizeof what, format, arguments);
   va_end(arguments);
-  switch_to(nullptr, true);
+  record(thread_index.x, line, what);
+  switch_to(nullptr);
   __builtin_unreachable();
 }
 
 const char* run(const char* name, dim3 grid, dim3 block, size_t shared, void (*body)(void*), void* closure) {
-  const std::lock_guard<std::mutex> lock(launching);
-  start_up();
-  static char refusal[256];
-  const size_t threads = size_t{block.x} * block.y * block.z, blocks = size_t{grid.x} * grid.y * grid.z;
-  if (threads < 1 || threads > MAX_THREADS || blocks < 1 || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535 ||
-      block.z > 64 || shared > SHARED_LIMIT) {
-    std::snprintf(refusal, sizeof refusal,
+  const size_t blocks = size_t{grid.x} * grid.y * grid.z;
+  if (block.x < 1 || block.x > MAX_THREADS || block.y != 1 || block.z != 1 || blocks < 1 || grid.x > 0x7fffffffu ||
+      grid.y > 65535 || grid.z > 65535 || shared > SHARED_LIMIT) {
+    std::snprintf(message, sizeof message,
                   "invalid launch of %s: grid (%u, %u, %u), block (%u, %u, %u), %zu bytes of shared memory", name,
                   grid.x, grid.y, grid.z, block.x, block.y, block.z, shared);
-    return refusal;
+    return message;
   }
   kernel_name = name;
   kernel_body = body;
   kernel_closure = closure;
   block_size = block;
   grid_size = grid;
-  thread_count = static_cast<unsigned>(threads);
-  dynamic_bytes = shared;
+  thread_count = block.x;
   failed = false;
   launches++;
-  // Every block once, in a random order: steps of a length that has no divisor in common with their number.
-  size_t step = random_numbers.below(static_cast<uint32_t>(blocks)) + 1;
-  const auto divisor = [](size_t a, size_t b) {
-    while (b) std::swap(a %= b, b);
-    return a;
-  };
-  while (divisor(step, blocks) != 1) step++;
-  size_t number = random_numbers.below(static_cast<uint32_t>(blocks));
-  for (size_t i = 0; i < blocks && !failed; i++, number = (number + step) % blocks) {
-    block_index = {static_cast<unsigned>(number % grid.x), static_cast<unsigned>(number / grid.x % grid.y),
-                   static_cast<unsigned>(number / grid.x / grid.y)};
-    block_number = static_cast<uint32_t>(number);
-    run_block();
+  std::vector<uint32_t> order(blocks);
+  for (size_t i = 0; i < blocks; i++) order[i] = static_cast<uint32_t>(i);
+  random_numbers.shuffle(order.data(), blocks);
+  for (size_t i = 0; i < blocks && !failed; i++) {
+    block_number = order[i];
+    block_index = {block_number % grid.x, block_number / grid.x % grid.y, block_number / grid.x / grid.y};
+    run_block(shared);
   }
   return failed ? message : nullptr;
 }
@@ -341,7 +315,7 @@ void barrier(int line) {
   if (done_count > 0) fail(line, "a barrier, but %u of %u threads have ended", done_count, thread_count);
   if (barrier_count == 0) first_line = line;
   if (line != first_line) fail(line, "a barrier, while others wait at the barrier of line %d", first_line);
-  if (++barrier_count < thread_count) return wait_as(State::AtBarrier, "barrier", line);
+  if (++barrier_count < thread_count) return wait_in("barrier", line);
   barrier_count = 0;
   for (unsigned i = 0; i < thread_count; i++) {
     fibers[i].state = State::Ready;
@@ -350,8 +324,8 @@ void barrier(int line) {
 }
 
 void collective(uint32_t mask, const char* operation, int line, void* mine, Compute compute) {
-  const unsigned lane = running->position.linear & 31u, first = running->position.linear - lane;
-  if (!(mask >> lane & 1u)) fail(line, "%s: the mask %08x does not have the calling lane, %u", operation, mask, lane);
+  const unsigned own = lane(), first = thread_index.x - own;
+  if (!(mask >> own & 1u)) fail(line, "%s: the mask %08x does not have the calling lane, %u", operation, mask, own);
   if (thread_count - first < 32 && mask >> (thread_count - first))
     fail(line, "%s: the mask %08x has lanes that do not exist", operation, mask);
   std::vector<Meeting>& meetings = own_warp().meetings;
@@ -367,42 +341,13 @@ void collective(uint32_t mask, const char* operation, int line, void* mine, Comp
   if (meeting->line != line || (meeting->operation != operation && std::strcmp(meeting->operation, operation) != 0))
     fail(line, "%s, while other lanes of the mask are in the %s of line %d", operation, meeting->operation,
          meeting->line);
-  meeting->arrived |= 1u << lane;
-  meeting->brought[lane] = mine;
-  if (meeting->arrived != mask) return wait_as(State::InWarp, operation, line);
+  meeting->arrived |= 1u << own;
+  meeting->brought[own] = mine;
+  if (meeting->arrived != mask) return wait_in(operation, line);
   meeting->arrived = 0;
-  compute(meeting->brought, mask, line);
+  compute(meeting->brought, mask);
   for (uint32_t rest = mask; rest; rest &= rest - 1)
     fibers[first + static_cast<unsigned>(__builtin_ctz(rest))].state = State::Ready;
-}
-
-uint32_t ballot(uint32_t mask, bool predicate, int line) {
-  struct Own {
-    bool predicate;
-    uint32_t result;
-  } own{predicate, 0};
-  collective(mask, "vote", line, &own, [](void* const* lanes, uint32_t all, int) {
-    uint32_t result = 0;
-    for (unsigned i = 0; i < 32; i++)
-      if (all >> i & 1u && static_cast<Own*>(lanes[i])->predicate) result |= 1u << i;
-    for (unsigned i = 0; i < 32; i++)
-      if (all >> i & 1u) static_cast<Own*>(lanes[i])->result = result;
-  });
-  return own.result;
-}
-
-uint32_t match_any(uint32_t mask, uint64_t value, int line) {
-  struct Own {
-    uint64_t value;
-    uint32_t result;
-  } own{value, 0};
-  collective(mask, "match", line, &own, [](void* const* lanes, uint32_t all, int) {
-    for (unsigned i = 0; i < 32; i++)
-      for (unsigned k = 0; k < 32 && all >> i & 1u; k++)
-        if (all >> k & 1u && static_cast<Own*>(lanes[k])->value == static_cast<Own*>(lanes[i])->value)
-          static_cast<Own*>(lanes[i])->result |= 1u << k;
-  });
-  return own.result;
 }
 
 }  // namespace emulator
@@ -410,7 +355,7 @@ uint32_t match_any(uint32_t mask, uint64_t value, int line) {
 using namespace emulator;
 
 void __syncwarp(uint32_t mask, int line) {
-  collective(mask, "__syncwarp", line, nullptr, [](void* const*, uint32_t all, int) {
+  collective(mask, "__syncwarp", line, nullptr, [](void* const*, uint32_t all) {
     (void)all;
 #if defined(MANTOU_RACE_CHECKER)
     Warp& warp = own_warp();

@@ -1,7 +1,6 @@
 // What the files of the engine share: the threads that run, and what memory is.
 #pragma once
 
-#include <mutex>
 #include <vector>
 
 #include "emulator.h"
@@ -13,7 +12,7 @@ namespace emulator {
 constexpr unsigned MAX_THREADS = 1024;
 constexpr size_t SHARED_LIMIT = 227 << 10, STATIC_LIMIT = 48 << 10;
 
-enum class State { Ready, AtBarrier, InWarp, Done };
+enum class State { Ready, Waiting, Done };
 
 struct Copy {
   void* destination;
@@ -23,14 +22,13 @@ struct Copy {
 };
 
 struct Fiber {
-  Position position;
   void* stack;  // where it stands
   State state;
   const char* waiting;  // for what, and where
   int line;
-  unsigned committed;
+  unsigned barriers;   // passed
+  unsigned committed;  // groups of copies
   std::vector<Copy> copies;
-  unsigned barriers;  // passed
 };
 
 struct Meeting {  // lanes of a warp on their way into one operation; free where none has arrived
@@ -46,7 +44,6 @@ struct Warp {
   unsigned known[32][32];  // [a][b]: until when lane a knows what lane b did
 };
 
-extern std::mutex launching;
 extern Fiber* running;
 extern Warp warps[MAX_THREADS / 32];
 extern unsigned launches, blocks_run;
@@ -58,12 +55,9 @@ extern bool failed;
 enum : uint8_t { OUTSIDE, UNWRITTEN, COPYING, WRITTEN };  // what memory is
 enum class How { Read, Write, Atomic };
 
-void* reserve(size_t bytes);
-void start_memory();
+void* reserve(size_t bytes);  // addresses; memory where it is touched
 
-// A block starts with shared memory of its own, and leaves none behind.
-void open_shared(size_t dynamic_bytes);
-void close_shared();
+void open_shared(size_t dynamic_bytes);  // a block starts with shared memory of its own
 bool is_shared_memory(const void* address);
 
 void mark(const void* memory, size_t bytes, uint8_t state);

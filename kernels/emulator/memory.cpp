@@ -4,6 +4,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <map>
@@ -17,17 +18,10 @@ namespace {
 
 // Device memory is a range of addresses; allocations lie GAP bytes apart, so that one can run into nothing.
 constexpr size_t REGION = size_t{8} << 30, GAP = 4096;
-char* region;
+char* const region = static_cast<char*>(reserve(REGION));
 std::map<size_t, size_t> used;  // offset, size
-char* arena;                    // shared memory
-size_t arena_end, dynamic_bytes, static_bytes;
 
-struct SharedArray {
-  const void* key;
-  void* memory;
-  size_t bytes;
-};
-std::vector<SharedArray> shared_arrays;
+size_t offset_of(const void* address) { return static_cast<size_t>(static_cast<const char*>(address) - region); }
 
 #if defined(MANTOU_RACE_CHECKER)
 // The race checker keeps the state and the last accesses of every two bytes of device memory.
@@ -42,8 +36,8 @@ constexpr uint32_t MANY_BLOCKS = 0xffffffff;
 struct Cell {
   Access write, read;
 };
-uint8_t* states;
-Cell* cells;
+uint8_t* const states = static_cast<uint8_t*>(reserve(REGION / 2));
+Cell* const cells = static_cast<Cell*>(reserve(REGION / 2 * sizeof(Cell)));
 #endif
 
 // ---- allocation --------------------------------------------------------------------------------------------------
@@ -64,79 +58,66 @@ void* allocate(size_t bytes) {
   return memory;
 }
 
-void open_array(size_t at, size_t bytes) {
+// Shared memory: a block's dynamic array first, then the static ones.
+constexpr size_t ARENA = SHARED_LIMIT + STATIC_LIMIT, BETWEEN = 64;
+char* const arena = [] {
+  char* const memory = static_cast<char*>(allocate(ARENA));
+  mark(memory, ARENA, OUTSIDE);
+  return memory;
+}();
+size_t arena_end, dynamic_bytes, static_bytes;
+std::vector<std::pair<const void*, void*>> static_arrays;  // by key
+
+void* open_array(size_t at, size_t bytes) {
   mark(arena + at, bytes, UNWRITTEN);
   std::memset(arena + at, 0xff, bytes);
+  arena_end = (at + bytes + 15) / 16 * 16;
+  return arena + at;
 }
 
 }  // namespace
 
+void* reserve(size_t bytes) {
+  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory != MAP_FAILED) return memory;
+  std::fprintf(stderr, "emulator: cannot reserve %zu bytes of addresses\n", bytes);
+  std::abort();
+}
+
 void mark(const void* memory, size_t bytes, uint8_t state) {
-  (void)memory, (void)bytes, (void)state;
 #if defined(MANTOU_RACE_CHECKER)
-  const size_t at = static_cast<size_t>(static_cast<const char*>(memory) - region);
+  const size_t at = offset_of(memory);
   std::memset(states + at / 2, state, (at + bytes + 1) / 2 - at / 2);
 #elif defined(__SANITIZE_ADDRESS__)
   if (state == OUTSIDE)
     __asan_poison_memory_region(memory, bytes);
   else
     __asan_unpoison_memory_region(memory, bytes);
+#else
+  (void)memory, (void)bytes, (void)state;
 #endif
-}
-
-void* reserve(size_t bytes) {
-  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (memory == MAP_FAILED) {
-    std::fprintf(stderr, "emulator: cannot reserve %zu bytes of addresses\n", bytes);
-    std::abort();
-  }
-  return memory;
-}
-
-void start_memory() {
-  if (region) return;
-  region = static_cast<char*>(reserve(REGION));
-#if defined(MANTOU_RACE_CHECKER)
-  states = static_cast<uint8_t*>(reserve(REGION / 2));
-  cells = static_cast<Cell*>(reserve(REGION / 2 * sizeof(Cell)));
-#endif
-  arena = static_cast<char*>(allocate(SHARED_LIMIT + STATIC_LIMIT));
-  mark(arena, SHARED_LIMIT + STATIC_LIMIT, OUTSIDE);
 }
 
 void open_shared(size_t bytes) {
-  dynamic_bytes = bytes;
-  if (bytes) open_array(0, bytes);
-  arena_end = (bytes + 15) / 16 * 16;
+  mark(arena, arena_end, OUTSIDE);  // of the block before
+  static_arrays.clear();
   static_bytes = 0;
-  shared_arrays.clear();
+  dynamic_bytes = bytes;
+  open_array(0, bytes);
 }
 
-void close_shared() { mark(arena, arena_end + 16, OUTSIDE); }
-
-void* shared_array(const void* key, size_t bytes, size_t alignment) {
-  for (const SharedArray& array : shared_arrays)
-    if (array.key == key) return array.memory;
-  constexpr size_t BETWEEN = 64;
-  const size_t at = (arena_end + BETWEEN + alignment - 1) / alignment * alignment;
+void* shared_array(const void* key, size_t bytes) {
+  for (const auto& [known, memory] : static_arrays)
+    if (known == key) return memory;
   static_bytes += bytes;
   if (static_bytes > STATIC_LIMIT || static_bytes + dynamic_bytes > SHARED_LIMIT)
     fail(0, "%zu bytes of static and %zu of dynamic shared memory are too much", static_bytes, dynamic_bytes);
-  open_array(at, bytes);
-  arena_end = at + bytes;
-  shared_arrays.push_back({key, arena + at, bytes});
-  return arena + at;
+  return static_arrays.emplace_back(key, open_array(arena_end + BETWEEN, bytes)).second;
 }
 
 void* shared_dynamic() { return arena; }
-
-bool is_device_memory(const void* address) {
-  return region && static_cast<size_t>(static_cast<const char*>(address) - region) < REGION;
-}
-
-bool is_shared_memory(const void* address) {
-  return static_cast<size_t>(static_cast<const char*>(address) - arena) < arena_end;
-}
+bool is_device_memory(const void* address) { return offset_of(address) < REGION; }
+bool is_shared_memory(const void* address) { return offset_of(address) - offset_of(arena) < arena_end; }
 
 // ---- races -------------------------------------------------------------------------------------------------------
 
@@ -149,7 +130,7 @@ bool is_ordered(const Access& before, const Access& own) {
   if (before.block != own.block) return false;
   if (before.barriers < own.barriers) return true;
   if (before.warp != own.warp) return false;
-  const unsigned* known = warps[own.warp].known[running->position.linear & 31u];
+  const unsigned* known = warps[own.warp].known[lane()];
   for (uint32_t rest = before.lanes & ~own.lanes; rest; rest &= rest - 1)
     if (before.time >= known[__builtin_ctz(rest)]) return false;
   return true;
@@ -157,142 +138,113 @@ bool is_ordered(const Access& before, const Access& own) {
 
 // A block's shared memory is new, so there the block's number in time takes the launch's place.
 Access access_now(bool shared, bool atomic) {
-  const unsigned linear = running->position.linear, warp = linear / 32u;
+  const unsigned warp = thread_index.x / 32u;
   return {shared ? 0x80000000u | blocks_run : launches,
           block_number,
           running->barriers,
           warps[warp].time,
-          1u << (linear & 31u),
+          1u << lane(),
           static_cast<uint16_t>(warp),
           atomic};
 }
 
-// `before` and the running thread's access in one: both of them stay unordered with what follows.
-void join(Access& before, const Access& own) {
+// Two accesses in one, which what follows has to be in order with.
+Access both(Access before, const Access& own) {
   if (before.block != own.block) before.block = MANY_BLOCKS;
   if (before.warp != own.warp) before.warp = MANY_WARPS;
   before.lanes |= own.lanes;
-  before.time = before.time > own.time ? before.time : own.time;
+  before.time = std::max(before.time, own.time);
+  return before;
 }
 
-bool is_shared(size_t at) { return at - static_cast<size_t>(arena - region) < SHARED_LIMIT + STATIC_LIMIT; }
-
-[[noreturn]] void report(const char* what, size_t at, const Access* other) {
-  const bool shared = is_shared(at);
-  size_t from = at;
-  if (shared) {
-    from = at - static_cast<size_t>(arena - region);
-  } else {
-    auto next = used.upper_bound(at);
-    if (next != used.begin()) from = at - std::prev(next)->first;
-  }
+[[noreturn]] void report(const char* what, size_t at, const Access* other = nullptr) {
+  const auto [start, size] = *std::prev(used.upper_bound(std::max(at, GAP)));  // what begins there or before it
   char who[96] = "";
-  if (other && other->block == MANY_BLOCKS)
-    std::snprintf(who, sizeof who, " (several blocks)");
-  else if (other && other->warp == MANY_WARPS)
-    std::snprintf(who, sizeof who, " (several warps of block %u)", other->block);
+  if (other && (other->block == MANY_BLOCKS || other->warp == MANY_WARPS))
+    std::snprintf(who, sizeof who, " (several warps)");
   else if (other)
     std::snprintf(who, sizeof who, " (block %u, warp %u, lanes %08x)", other->block, other->warp, other->lanes);
-  fail(0, "%s%s: byte %zu of %s", what, who, from, shared ? "shared memory" : "an allocation");
+  fail(0, "%s%s: byte %zu of %s", what, who, at - start, region + start == arena ? "shared memory" : "an allocation");
 }
 
 }  // namespace
 
 void check(const void* address, size_t bytes, How how) {
-  const size_t at = static_cast<size_t>(static_cast<const char*>(address) - region);
-  if (at >= REGION || !running || failed) return;
-  const Access own = access_now(is_shared(at), how == How::Atomic);
-  for (size_t i = at / 2; i <= (at + bytes - 1) / 2; i++) {
+  const size_t first = offset_of(address);
+  if (first >= REGION || bytes == 0 || !running || failed) return;
+  const Access own = access_now(first - offset_of(arena) < ARENA, how == How::Atomic);
+  for (size_t i = first / 2; i <= (first + bytes - 1) / 2; i++) {
+    const size_t at = i * 2;
     if (states[i] == OUTSIDE)
-      report(how == How::Read ? "reads outside of any array" : "writes outside of any array", i * 2, nullptr);
-    if (states[i] == COPYING)
-      report("touches the destination of an asynchronous copy before waiting for it", i * 2, nullptr);
-    if (states[i] == UNWRITTEN && how != How::Write) report("reads what nothing has written", i * 2, nullptr);
-    Cell& cell = cells[i];
-    const bool after_write = is_ordered(cell.write, own) || (cell.write.atomic && own.atomic);
-    if (!after_write)
+      report(how == How::Read ? "reads outside of any array" : "writes outside of any array", at);
+    if (states[i] == COPYING) report("touches the destination of an asynchronous copy before waiting for it", at);
+    if (states[i] == UNWRITTEN && how != How::Write) report("reads what nothing has written", at);
+    Access &write = cells[i].write, &read = cells[i].read;
+    const bool after_write = is_ordered(write, own);
+    if (!after_write && !(write.atomic && own.atomic))
       report(how == How::Read ? "race: reads what another thread writes" : "race: writes what another thread writes",
-             i * 2, &cell.write);
+             at, &write);
+    const bool after_read = is_ordered(read, own);
     if (how == How::Read) {
-      if (is_ordered(cell.read, own))
-        cell.read = own;
-      else
-        join(cell.read, own);
+      read = after_read ? own : both(read, own);
       continue;
     }
-    if (!is_ordered(cell.read, own)) report("race: writes what another thread reads", i * 2, &cell.read);
-    if (own.atomic && !is_ordered(cell.write, own))
-      join(cell.write, own);
-    else
-      cell.write = own;
-    cell.read.launch = 0;
+    if (!after_read) report("race: writes what another thread reads", at, &read);
+    write = after_write ? own : both(write, own);
+    read.launch = 0;
     states[i] = WRITTEN;
   }
 }
 
 static void check_aligned(const void* address, size_t bytes, How how) {
-  if (static_cast<size_t>(static_cast<const char*>(address) - region) >= REGION) return;
-  if (reinterpret_cast<uintptr_t>(address) % bytes != 0)
-    report("accesses a misaligned address", static_cast<size_t>(static_cast<const char*>(address) - region), nullptr);
+  if (is_device_memory(address) && reinterpret_cast<uintptr_t>(address) % bytes != 0)
+    report("accesses a misaligned address", offset_of(address));
   check(address, bytes, how);
 }
 #endif
 
-// ---- atomics -----------------------------------------------------------------------------------------------------
-
 template <typename T>
 T atomic_add(T* address, T value) {
   check(address, sizeof(T), How::Atomic);
-  const T before = *address;
-  *address = before + value;
-  return before;
+  return std::exchange(*address, *address + value);
 }
 template int atomic_add(int*, int);
 template float atomic_add(float*, float);
-
-int atomic_cas(int* address, int expected, int value) {
-  check(address, sizeof(int), How::Atomic);
-  const int before = *address;
-  if (before == expected) *address = value;
-  return before;
-}
 
 }  // namespace emulator
 
 using namespace emulator;
 
+int atomicCAS(int* address, int expected, int value) {
+  check(address, sizeof(int), How::Atomic);
+  return std::exchange(*address, *address == expected ? value : *address);
+}
+
 // ---- runtime -----------------------------------------------------------------------------------------------------
 
 cudaError_t cudaMalloc(void** memory, size_t bytes) {
-  const std::lock_guard<std::mutex> lock(launching);
-  start_memory();
   *memory = allocate(bytes);
   return *memory ? cudaSuccess : cudaErrorMemoryAllocation;
 }
 
 cudaError_t cudaFree(void* memory) {
   if (!memory) return cudaSuccess;
-  const std::lock_guard<std::mutex> lock(launching);
-  const auto found = used.find(static_cast<size_t>(static_cast<char*>(memory) - region));
+  const auto found = used.find(offset_of(memory));
   if (found == used.end()) return cudaErrorInvalidValue;
   mark(memory, found->second, OUTSIDE);
-#if !defined(__SANITIZE_ADDRESS__)
   madvise(memory, found->second, MADV_DONTNEED);
-#endif
   used.erase(found);
   return cudaSuccess;
 }
 
 cudaError_t cudaMemcpyAsync(void* destination, const void* source, size_t bytes, cudaMemcpyKind, cudaStream_t) {
-#if defined(MANTOU_RACE_CHECKER)
-  if (is_device_memory(destination)) {
-    mark(destination, bytes, WRITTEN);
-    if (is_device_memory(source))
-      std::memcpy(states + (static_cast<char*>(destination) - region) / 2,
-                  states + (static_cast<const char*>(source) - region) / 2, bytes / 2);
-  }
-#endif
   std::memmove(destination, source, bytes);
+#if defined(MANTOU_RACE_CHECKER)
+  if (!is_device_memory(destination)) return cudaSuccess;
+  mark(destination, bytes, WRITTEN);
+  if (is_device_memory(source))
+    std::memmove(states + offset_of(destination) / 2, states + offset_of(source) / 2, bytes / 2);
+#endif
   return cudaSuccess;
 }
 
@@ -325,15 +277,10 @@ const char* cudaGetErrorString(cudaError_t error) {
   extern "C" void __tsan_write##size(void* p) { check_aligned(p, size, How::Write); } \
   extern "C" void __tsan_unaligned_read##size(void* p) { check(p, size, How::Read); } \
   extern "C" void __tsan_unaligned_write##size(void* p) { check(p, size, How::Write); }
-HOOKS(1) HOOKS(2) HOOKS(4) HOOKS(8) HOOKS(16) extern "C" void __tsan_read_range(void* p, size_t bytes) {
-  if (bytes) check(p, bytes, How::Read);
-}
-extern "C" void __tsan_write_range(void* p, size_t bytes) {
-  if (bytes) check(p, bytes, How::Write);
-}
+HOOKS(1) HOOKS(2) HOOKS(4) HOOKS(8) HOOKS(16)
+extern "C" void __tsan_read_range(void* p, size_t bytes) { check(p, bytes, How::Read); }
+extern "C" void __tsan_write_range(void* p, size_t bytes) { check(p, bytes, How::Write); }
 extern "C" void __tsan_init() {}
 extern "C" void __tsan_func_entry(void*) {}
 extern "C" void __tsan_func_exit() {}
-extern "C" void __tsan_vptr_update(void**, void*) {}
-extern "C" void __tsan_vptr_read(void**) {}
 #endif

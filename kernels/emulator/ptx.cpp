@@ -4,23 +4,20 @@
 using namespace emulator;
 
 static void check_row(const char* what, const void* address, int line) {
-  if (!is_shared_memory(address)) fail(line, "%s: the address is not in shared memory", what);
-  if (reinterpret_cast<uintptr_t>(address) % 16)
-    fail(line, "%s: the address in shared memory is not a multiple of 16", what);
+  if (!is_shared_memory(address) || reinterpret_cast<uintptr_t>(address) % 16)
+    fail(line, "%s: the address is not a multiple of 16 in shared memory", what);
 }
 
 void cp_async16(void* destination, const void* source, int bytes, int line) {
   check_row("cp_async16", destination, line);
   if (bytes < 0 || bytes > 16) fail(line, "cp_async16: %d bytes", bytes);
-  if (reinterpret_cast<uintptr_t>(source) % 16) fail(line, "cp_async16: the source is not at a multiple of 16");
-  if (bytes > 0 && (!is_device_memory(source) || is_shared_memory(source)))
-    fail(line, "cp_async16: the source is not in device memory");
-  if (bytes > 0) check(source, static_cast<size_t>(bytes), How::Read);
+  const bool in_device_memory = is_device_memory(source) && !is_shared_memory(source);
+  if (reinterpret_cast<uintptr_t>(source) % 16 || (bytes > 0 && !in_device_memory))
+    fail(line, "cp_async16: the source is not a multiple of 16 in device memory");
+  check(source, static_cast<size_t>(bytes), How::Read);
   check(destination, 16, How::Write);
   std::memset(destination, 0xff, 16);
-#if defined(MANTOU_RACE_CHECKER)
   mark(destination, 16, COPYING);
-#endif
   running->copies.push_back({destination, source, bytes, running->committed});
 }
 
@@ -34,47 +31,35 @@ void cp_async_wait_groups(int pending) {
       copies[kept++] = copy;
       continue;
     }
-#if defined(MANTOU_RACE_CHECKER)
     mark(copy.destination, 16, UNWRITTEN);
-#endif
     check(copy.destination, 16, How::Write);
     std::memset(copy.destination, 0, 16);
-    if (copy.bytes > 0) std::memcpy(copy.destination, copy.source, static_cast<size_t>(copy.bytes));
+    std::memcpy(copy.destination, copy.source, static_cast<size_t>(copy.bytes));
   }
   copies.resize(kept);
 }
 
-struct Rows {
-  uint32_t* registers;
-  const uint16_t* row;
-};
-
 // Lane l brings the address of row l % 8 of matrix l / 8; lane 4 g + t receives the elements 2 t and 2 t + 1 of row g
 // of each matrix, or of its transpose.
-template <bool transposed>
-static void load_matrices(void* const* lanes, uint32_t, int) {
-  for (unsigned lane = 0; lane < 32; lane++) {
-    const unsigned g = lane / 4, t = lane % 4;
+static void ldmatrix(const char* name, bool transposed, uint32_t (&registers)[4], const void* address, int line) {
+  check_row(name, address, line);
+  check(address, 16, How::Read);
+  const unsigned g = lane() / 4, t = lane() % 4;
+  exchange(0xffffffffu, name, line, static_cast<const uint16_t*>(address), [&](auto row) {
     for (unsigned m = 0; m < 4; m++) {
-      const auto element = [&](unsigned row, unsigned column) {
-        return static_cast<uint32_t>(static_cast<const Rows*>(lanes[m * 8 + row])->row[column]);
-      };
-      static_cast<Rows*>(lanes[lane])->registers[m] = transposed ? element(2 * t, g) | element(2 * t + 1, g) << 16
-                                                                 : element(g, 2 * t) | element(g, 2 * t + 1) << 16;
+      const auto element = [&](unsigned i, unsigned j) { return uint32_t{row(m * 8 + i)[j]}; };
+      registers[m] = transposed ? element(2 * t, g) | element(2 * t + 1, g) << 16
+                                : element(g, 2 * t) | element(g, 2 * t + 1) << 16;
     }
-  }
+  });
 }
 
-template <bool transposed>
-static void ldmatrix(uint32_t (&registers)[4], const void* row, int line) {
-  check_row("ldmatrix", row, line);
-  check(row, 16, How::Read);
-  Rows own{registers, static_cast<const uint16_t*>(row)};
-  collective(0xffffffffu, transposed ? "transposed ldmatrix" : "ldmatrix", line, &own, load_matrices<transposed>);
+void ldmatrix_x4(uint32_t (&registers)[4], const void* row, int line) {
+  ldmatrix("ldmatrix", false, registers, row, line);
 }
-
-void ldmatrix_x4(uint32_t (&registers)[4], const void* row, int line) { ldmatrix<false>(registers, row, line); }
-void ldmatrix_x4_trans(uint32_t (&registers)[4], const void* row, int line) { ldmatrix<true>(registers, row, line); }
+void ldmatrix_x4_trans(uint32_t (&registers)[4], const void* row, int line) {
+  ldmatrix("transposed ldmatrix", true, registers, row, line);
+}
 
 // Fragments as in the PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type".
 void mma_bf16_16816(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, int line) {
@@ -83,7 +68,7 @@ void mma_bf16_16816(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t
     const uint32_t* a;
     uint32_t b[2];
   } own{d, a, {b0, b1}};
-  collective(0xffffffffu, "mma", line, &own, [](void* const* lanes, uint32_t, int) {
+  collective(0xffffffffu, "mma", line, &own, [](void* const* lanes, uint32_t) {
     float left[16][16], right[16][8];
     const auto low = [](uint32_t pair) { return __uint_as_float(pair << 16); };
     const auto high = [](uint32_t pair) { return __uint_as_float(pair & 0xffff0000u); };

@@ -72,7 +72,7 @@ KERNEL(two_barriers_for_one) {
   blank[threadIdx.x] = values[0];
 }
 
-KERNEL(mask_without_self) { blank[threadIdx.x] = __shfl_xor_sync(0x0000ffffu, values[threadIdx.x], 1); }
+KERNEL(mask_without_self) { blank[threadIdx.x] = static_cast<float>(__ballot_sync(0x0000ffffu, true)); }
 
 KERNEL(mask_with_absent_lanes) {
   if (threadIdx.x % WARP >= 16) return;
@@ -165,7 +165,7 @@ KERNEL(missing_barrier_before_reuse) {
 KERNEL(missing_syncwarp) {
   SHARED_ARRAY(float, tile, [COUNT]);
   tile[threadIdx.x] = values[threadIdx.x];
-  blank[threadIdx.x] = __shfl_sync(ALL_LANES, tile[threadIdx.x ^ 1u], 0);
+  blank[threadIdx.x] = warp_sum(tile[threadIdx.x ^ 1u]);
 }
 
 KERNEL(race_of_blocks) { blank[threadIdx.x] = values[blockIdx.x]; }

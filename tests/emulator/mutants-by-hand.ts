@@ -255,6 +255,12 @@ export const EQUIVALENT: { file: string; text: string; kind?: string; reason: st
   },
   {
     file: "attention_scalar.cu",
+    text: "query < p.length; query += TILE",
+    kind: "bound one too far",
+    reason: "one more tile without queries",
+  },
+  {
+    file: "attention_scalar.cu",
     text: "if (r < count && c < dim)",
     kind: "bound one too near",
     reason: "c and dim are even",
