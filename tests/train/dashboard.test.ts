@@ -47,6 +47,7 @@ function appendStep(run: RunDirectory, step: number, offset = 0): void {
     gradNorm: 1,
     tokensPerSecond: 3e4,
     mfu: 0.4,
+    memory: 2e8,
   };
   if (step % 10 === 0) Object.assign(metrics, { valLoss: loss + 0.1, valBitsPerByte: loss / 3, updateRatio: 1e-3 });
   appendFileSync(run.metrics, `${JSON.stringify(metrics)}\n`);
@@ -58,7 +59,7 @@ interface Opened extends AsyncDisposable {
 }
 
 /** Opens a page; what the console complains of, and what it asks of other hosts, is collected. */
-async function open(url: string, width: number, height: number): Promise<Opened> {
+async function open(url: string, width: number, height: number, shows = ".chart canvas"): Promise<Opened> {
   const context = await browser!.newContext({ viewport: { width, height }, deviceScaleFactor: 2 });
   const page = await context.newPage();
   const problems: string[] = [];
@@ -69,7 +70,7 @@ async function open(url: string, width: number, height: number): Promise<Opened>
     (request) => void (/127\.0\.0\.1|^file:|^data:/.test(request.url()) || problems.push(request.url())),
   );
   await page.goto(url);
-  await page.waitForSelector(".chart canvas");
+  await page.waitForSelector(shows);
   return { page, problems, [Symbol.asyncDispose]: () => context.close() };
 }
 
@@ -110,7 +111,7 @@ test(
     await using opened = await open(dashboard.url, 1280, 900);
     const { page, problems } = opened;
     expect(await page.textContent("h1")).toBe("Mantou: main");
-    for (let chart = 0; chart < 6; chart++) expect(await colouredPixels(page, chart)).toBeGreaterThan(100);
+    for (let chart = 0; chart < 7; chart++) expect(await colouredPixels(page, chart)).toBeGreaterThan(100);
     expect(await page.textContent("#tiles")).toContain("40 / 100");
     expect(await page.locator(".run").allTextContents()).toEqual(["main", "other"]);
 
@@ -132,6 +133,22 @@ test(
     expect(await page.locator("#chart-0 .u-legend .u-label").first().textContent()).toBe("time");
     await picture(page, "live-desktop");
     expect(problems).toEqual([]);
+  }),
+  60_000,
+);
+
+test(
+  "a run without a step says that there is nothing to draw, until there is",
+  needsBrowser(async () => {
+    const run = makeRun("begun", 0);
+    using dashboard = await watchRun(run, 0);
+    await using opened = await open(dashboard.url, 1280, 900, ".chart .empty");
+    expect(await opened.page.locator(".chart .empty").allTextContents()).toEqual(Array(7).fill("nothing to draw yet"));
+    for (let step = 1; step <= 12; step++) appendStep(run, step);
+    await opened.page.waitForSelector(".chart canvas");
+    expect(await opened.page.locator(".chart canvas").count()).toBe(7);
+    expect(await opened.page.locator(".chart .empty").count()).toBe(0);
+    expect(opened.problems).toEqual([]);
   }),
   60_000,
 );

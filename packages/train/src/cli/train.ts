@@ -22,7 +22,7 @@ import { formatCount, formatDuration } from "../terminal/format.ts";
 import { plotCurve } from "../terminal/plot.ts";
 import { profileTable } from "../terminal/profile.ts";
 import { ProgressBar } from "../terminal/progress.ts";
-import { type Style, styleFor, widthOf } from "../terminal/style.ts";
+import { type Style, styleFor, widthOf, wrap } from "../terminal/style.ts";
 import { type Outcome, train } from "../trainer.ts";
 import { WandbLog } from "../wandb.ts";
 import { runCommand } from "./command.ts";
@@ -196,7 +196,10 @@ await runCommand(async (argv) => {
         valLoss = loss;
       },
       onSample(step, text) {
-        bar.print(`${style.dim(`── sample after step ${step}`)}\n${text.trim()}\n`);
+        const lines = text.trim().split("\n");
+        // A terminal would break words.
+        const shown = process.stdout.isTTY ? lines.flatMap((line) => wrap(line, widthOf(process.stdout))) : lines;
+        bar.print(`${style.dim(`── sample after step ${step}`)}\n${shown.join("\n")}\n`);
       },
       onComplete() {
         writeReport(run);

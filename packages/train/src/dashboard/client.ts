@@ -20,6 +20,9 @@ interface Shown {
 interface Chart {
   title: string;
   series: { column: keyof Columns; label: string; kind: "line" | "smooth" | "points" }[];
+  /** What values are divided by. Default: 1. */
+  unit?: number;
+  /** Undefined while there is nothing to draw. */
   plot?: uPlotType;
 }
 
@@ -36,6 +39,7 @@ const charts: Chart[] = [
   { title: "gradient norm", series: [{ column: "gradNorm", label: "", kind: "smooth" }] },
   { title: "update / weights", series: [{ column: "updateRatio", label: "", kind: "points" }] },
   { title: "tokens per second", series: [{ column: "tokensPerSecond", label: "", kind: "smooth" }] },
+  { title: "memory (MB)", series: [{ column: "memory", label: "", kind: "line" }], unit: 1e6 },
 ];
 
 const page = JSON.parse(document.getElementById("data")!.textContent!) as PageData;
@@ -70,7 +74,8 @@ function dataOf(chart: Chart): uPlotType.AlignedData {
     chart.series.map(({ column, kind }): [number[], (number | null)[]] => {
       if (!visible) return [[], []];
       const values = kind === "smooth" ? smooth(run.columns[column]) : run.columns[column];
-      return [run.columns[axis] as number[], values];
+      const { unit = 1 } = chart;
+      return [run.columns[axis] as number[], values.map((value) => (value === null ? null : value / unit))];
     }),
   );
   return uPlot.join(tables as uPlotType.AlignedData[]) as uPlotType.AlignedData;
@@ -97,8 +102,23 @@ function short(value: number): string {
   return size !== 0 && size < 1e-3 ? value.toExponential(1) : String(Number(value.toPrecision(4)));
 }
 
+/** The marks of an axis, all with as many decimals as the steps between them need. */
+function marks(ticks: number[], step: number): string[] {
+  if (Math.max(...ticks.map(Math.abs)) >= 1e3) return ticks.map(short);
+  const isWhole = (digits: number) => Math.abs(step * 10 ** digits - Math.round(step * 10 ** digits)) < 1e-6;
+  const decimals = [0, 1, 2, 3, 4, 5].find(isWhole);
+  return ticks.map((tick) => (decimals === undefined ? tick.toExponential(1) : tick.toFixed(decimals)));
+}
+
 function draw(chart: Chart, box: HTMLElement): void {
   chart.plot?.destroy();
+  chart.plot = undefined;
+  const data = dataOf(chart);
+  if (!data.slice(1).some((values) => Array.from(values).some((value) => typeof value === "number"))) {
+    box.replaceChildren(element("p", "empty", "nothing to draw yet"));
+    return;
+  }
+  box.replaceChildren();
   const dark = matchMedia("(prefers-color-scheme: dark)").matches;
   const ink = dark ? "#a3a3a3" : "#525252";
   const grid = { stroke: dark ? "#2a2a2a" : "#e5e5e5", width: 1 };
@@ -125,11 +145,11 @@ function draw(chart: Chart, box: HTMLElement): void {
       cursor: { sync: { key: "mantou" } },
       axes: [
         { stroke: ink, grid, ticks: grid, values: (_, ticks) => ticks.map(xValue) },
-        { stroke: ink, grid, ticks: grid, size: 56, values: (_, ticks) => ticks.map(short) },
+        { stroke: ink, grid, ticks: grid, size: 56, values: (_, ticks, __, ___, step) => marks(ticks, step) },
       ],
       series: [{ label: axis, value: (_, value) => (value === null ? "–" : xValue(value)) }, ...series],
     },
-    dataOf(chart),
+    data,
     box,
   );
 }
@@ -140,7 +160,10 @@ function redraw(): void {
 
 /** New numbers in the charts that are there. */
 function refresh(): void {
-  for (const chart of charts) chart.plot?.setData(dataOf(chart));
+  for (const [i, chart] of charts.entries()) {
+    if (chart.plot) chart.plot.setData(dataOf(chart));
+    else draw(chart, byId(`chart-${i}`));
+  }
   summarise();
 }
 
@@ -153,13 +176,14 @@ function summarise(): void {
   const { columns, steps, samples } = main.run;
   const step = last(columns.step) ?? 0;
   const time = last(columns.time) ?? 0;
+  const [speed, mfu] = [last(smooth(columns.tokensPerSecond)), last(smooth(columns.mfu))];
   const tiles: [string, string][] = [
     ["step", `${step} / ${steps}`],
     ["loss", last(smooth(columns.loss))?.toFixed(3) ?? "–"],
     ["validation", last(columns.valLoss)?.toFixed(3) ?? "–"],
     ["bits per byte", last(columns.valBitsPerByte)?.toFixed(3) ?? "–"],
-    ["tokens / s", short(last(smooth(columns.tokensPerSecond)) ?? 0)],
-    ["MFU", `${((last(smooth(columns.mfu)) ?? 0) * 100).toFixed(1)} %`],
+    ["tokens / s", speed === undefined ? "–" : short(speed)],
+    ["MFU", mfu === undefined ? "–" : `${(mfu * 100).toFixed(1)} %`],
     ["tokens", short(last(columns.tokens) ?? 0)],
     [
       step < steps && step > 0 ? "time, left" : "time",
@@ -176,20 +200,22 @@ function summarise(): void {
   showSamples(samples);
 }
 
-let samplesShown = "";
+let samplesShown: string | undefined;
 
 function showSamples(samples: Sample[]): void {
   const key = samples.map(({ step }) => step).join();
   if (key === samplesShown) return;
   samplesShown = key;
-  byId("samples").replaceChildren(
-    ...samples.toReversed().map(({ step, text }, i) => {
-      const box = document.createElement("details");
-      box.open = i === 0;
-      box.append(element("summary", "", `after step ${step}`), element("pre", "", text));
-      return box;
-    }),
-  );
+  if (samples.length === 0) byId("samples").replaceChildren(element("p", "empty", "none yet"));
+  else
+    byId("samples").replaceChildren(
+      ...samples.toReversed().map(({ step, text }, i) => {
+        const box = document.createElement("details");
+        box.open = i === 0;
+        box.append(element("summary", "", `after step ${step}`), element("pre", "", text));
+        return box;
+      }),
+    );
 }
 
 function controls(): void {

@@ -16,6 +16,7 @@ export const COLUMNS = [
   "updateRatio",
   "tokensPerSecond",
   "mfu",
+  "memory",
 ] as const;
 
 export type Columns = Record<(typeof COLUMNS)[number], (number | null)[]>;

@@ -28,6 +28,7 @@ button.on { border-color: #2563eb; color: #2563eb; }
 .swatch { width: 14px; height: 4px; border-radius: 2px; }
 #charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 12px; }
 .wide { grid-column: 1 / -1; }
+.empty { color: var(--dim); font-size: 13px; margin: 4px 0; }
 .u-legend { font-size: 12px; } .u-legend .u-marker { border-radius: 2px; }
 details { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 8px 12px; margin: 8px 0; }
 summary { cursor: pointer; color: var(--dim); }
