@@ -4,7 +4,7 @@
  * entry enters, so a text of ever new words costs no more than no cache at all.
  */
 import type { Sink } from "./feed.ts";
-import { hashBytes } from "./hash.ts";
+import { hashBytes, MASK_0, MASK_1, MASK_2, MASK_3 } from "./hash.ts";
 import { LongMerger } from "./merge-long.ts";
 import { NO_RANK, type Vocabulary } from "./vocabulary.ts";
 
@@ -24,15 +24,6 @@ const STORE = 1 << 21;
 
 /** Longer pieces go to the LongMerger: searching the lowest rank again each time is quadratic. */
 const MAX_LINEAR = 96;
-
-/** Masks that keep the first n bytes of each of four little-endian words. */
-const MASKS = Array.from({ length: 4 }, (_, word) =>
-  Int32Array.from({ length: SHORT + 1 }, (_, n) => {
-    const bytes = n - 4 * word;
-    return bytes <= 0 ? 0 : bytes >= 4 ? -1 : (1 << (8 * bytes)) - 1;
-  }),
-);
-const [MASK_0, MASK_1, MASK_2, MASK_3] = MASKS;
 
 const FIRST_BLOCK = 1 << 12;
 const BLOCK = 1 << 17;

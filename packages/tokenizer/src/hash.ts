@@ -58,3 +58,12 @@ export function hashBytes(view: DataView, start: number, length: number): number
   h = Math.imul(h ^ view.getInt32(last, true), 0x85ebca6b);
   return Math.imul(h ^ (h >>> 15), 0xc2b2ae35);
 }
+
+/** Masks that keep the first n bytes, of at most 15, of each of four little-endian words. */
+const MASKS = Array.from({ length: 4 }, (_, word) =>
+  Int32Array.from({ length: 16 }, (_, n) => {
+    const bytes = n - 4 * word;
+    return bytes <= 0 ? 0 : bytes >= 4 ? -1 : (1 << (8 * bytes)) - 1;
+  }),
+);
+export const [MASK_0, MASK_1, MASK_2, MASK_3] = MASKS;

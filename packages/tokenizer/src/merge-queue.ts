@@ -56,11 +56,6 @@ export class MergeQueue {
     return top;
   }
 
-  /** Gives the first pair a lower count. */
-  lowerTop(count: number): void {
-    this.#siftDown(this.#pairs[0], count);
-  }
-
   #siftDown(pair: number, count: number): void {
     const pairs = this.#pairs;
     const counts = this.#counts;

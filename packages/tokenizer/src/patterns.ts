@@ -2,25 +2,21 @@
  * Pre-tokenisation patterns by name. A text is first split into pieces (pre-tokens) by a pattern; merges never cross
  * pieces. Built-in patterns have a byte scanner each; anything else is taken as a regular expression.
  *
- * To add a pattern: write its ScanFunction in scan-<name>.ts, prove it equal to its
+ * To add a pattern: write its ScanFunction and its automaton in scan-<name>.ts (see scan-table.ts), prove them equal to its
  * regular expression as tests/tokenizer/scanner.test.ts does, and list it in BUILT_IN with its `unsettled`.
  */
 import { TokenizerError } from "./errors.ts";
 import { compilePattern, RegExpScanner } from "./scan-regexp.ts";
-import { scanCl100k, scanLlama3, scanQwen2 } from "./scan-cl100k.ts";
-import { scanGpt2 } from "./scan-gpt2.ts";
-import { scanO200k } from "./scan-o200k.ts";
-
-/**
- * Splits `bytes[start, end)`, taken as a whole text, into pieces: writes the end of each piece to `ends` until the text
- * or `ends` is used up, and returns how many it wrote. To go on, call again from the last end. `end` is a hard limit:
- * nothing beyond it is looked at.
- */
-export type ScanFunction = (bytes: Uint8Array, start: number, end: number, ends: Int32Array) => number;
+import { AUTOMATON_CL100K, AUTOMATON_QWEN2, scanCl100k, scanLlama3, scanQwen2 } from "./scan-cl100k.ts";
+import { AUTOMATON_GPT2, scanGpt2 } from "./scan-gpt2.ts";
+import { AUTOMATON_O200K, scanO200k } from "./scan-o200k.ts";
+import { type Automaton, type ScanFunction, TableScanner } from "./scan-table.ts";
 
 /** A scan in progress: `begin` once per stretch of text, then `next` until it returns 0. */
 export interface Scanner {
+  /** `bytes[start, end)` is a whole text. */
   begin(bytes: Uint8Array, start: number, end: number): void;
+  /** Writes the ends of the next pieces to `ends`, until the text or `ends` is used up, and returns how many. */
   next(ends: Int32Array): number;
 }
 
@@ -37,34 +33,12 @@ export interface Pattern {
   createScanner(): Scanner;
 }
 
-class TableScanner implements Scanner {
-  readonly #scan: ScanFunction;
-  #bytes: Uint8Array = new Uint8Array(0);
-  #position = 0;
-  #end = 0;
-
-  constructor(scan: ScanFunction) {
-    this.#scan = scan;
-  }
-
-  begin(bytes: Uint8Array, start: number, end: number): void {
-    this.#bytes = bytes;
-    this.#position = start;
-    this.#end = end;
-  }
-
-  next(ends: Int32Array): number {
-    const count = this.#scan(this.#bytes, this.#position, this.#end, ends);
-    if (count > 0) this.#position = ends[count - 1];
-    return count;
-  }
-}
-
 interface BuiltIn {
   name: string;
   /** Spellings of the same language; the first is the one we write. */
   sources: string[];
   scan: ScanFunction;
+  automaton: Automaton;
   unsettled: number;
 }
 
@@ -77,6 +51,7 @@ const BUILT_IN: BuiltIn[] = [
       String.raw`'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s`,
     ],
     scan: scanGpt2,
+    automaton: AUTOMATON_GPT2,
     // A run may grow; and an apostrophe followed by a single l, r or v at the end may become a contraction.
     unsettled: 2,
   },
@@ -87,6 +62,7 @@ const BUILT_IN: BuiltIn[] = [
       String.raw`'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s`,
     ],
     scan: scanCl100k,
+    automaton: AUTOMATON_CL100K,
     // A run of white space is two pieces at most: up to its last line break, and the rest.
     unsettled: 2,
   },
@@ -96,6 +72,7 @@ const BUILT_IN: BuiltIn[] = [
       String.raw`[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+`,
     ],
     scan: scanO200k,
+    automaton: AUTOMATON_O200K,
     // White space as above; a word and what may become its contraction; upper case letters that leave a word before them.
     unsettled: 2,
   },
@@ -105,6 +82,7 @@ const BUILT_IN: BuiltIn[] = [
       String.raw`(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`,
     ],
     scan: scanLlama3,
+    automaton: AUTOMATON_CL100K,
     unsettled: 2,
   },
   {
@@ -113,6 +91,7 @@ const BUILT_IN: BuiltIn[] = [
       String.raw`(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`,
     ],
     scan: scanQwen2,
+    automaton: AUTOMATON_QWEN2,
     unsettled: 2,
   },
 ];
@@ -129,8 +108,8 @@ export const PATTERN_NAMES: readonly string[] = BUILT_IN.map(({ name }) => name)
 export function resolvePattern(nameOrSource: string): Pattern {
   const builtIn = BUILT_IN.find(({ name, sources }) => name === nameOrSource || sources.includes(nameOrSource));
   if (builtIn) {
-    const { name, sources, scan, unsettled } = builtIn;
-    return { id: name, source: sources[0], unsettled, createScanner: () => new TableScanner(scan) };
+    const { name, sources, scan, automaton, unsettled } = builtIn;
+    return { id: name, source: sources[0], unsettled, createScanner: () => new TableScanner(automaton, scan) };
   }
   if (/^[a-z][a-z0-9_-]*$/i.test(nameOrSource)) {
     throw new TokenizerError(

@@ -6,7 +6,7 @@
  */
 import { TokenizerError } from "./errors.ts";
 import { PADDING, type Sink, TextFeed } from "./feed.ts";
-import { hashBytes } from "./hash.ts";
+import { hashBytes, MASK_0, MASK_1, MASK_2 } from "./hash.ts";
 import { resolvePattern } from "./patterns.ts";
 import { SpecialMatcher } from "./special.ts";
 
@@ -25,17 +25,6 @@ const SHORT = 11;
 const SPILL = 2 ** 30;
 
 const FIRST_CAPACITY = 1 << 14;
-
-/** Masks that keep the first n bytes of the first, second and third little-endian word. */
-const MASK_0 = new Int32Array(SHORT + 1);
-const MASK_1 = new Int32Array(SHORT + 1);
-const MASK_2 = new Int32Array(SHORT + 1);
-for (let n = 0; n <= SHORT; n++) {
-  const mask = (bytes: number): number => (bytes <= 0 ? 0 : bytes >= 4 ? -1 : (1 << (8 * bytes)) - 1);
-  MASK_0[n] = mask(n);
-  MASK_1[n] = mask(n - 4);
-  MASK_2[n] = mask(n - 8);
-}
 
 export class PretokenCounter implements Sink {
   /** Entries of four words: bytes 0–3, bytes 4–7, bytes 8–10 with the length on top (0: free), count. */

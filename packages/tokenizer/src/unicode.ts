@@ -24,57 +24,21 @@ export const MARK = 7;
 /** In ASCII_CLASS only: the byte starts or continues a multi-byte character; ask `charAt`. */
 export const MULTIBYTE = 4;
 
-const BLOCK_BITS = 7;
-const BLOCK_SIZE = 1 << BLOCK_BITS;
+/** Fine classes of all code points, for `charAt`. A megabyte, of which a text's scripts alone come to the processor. */
+export const FINE_CLASSES = new Uint8Array(0x110000);
 
-/** Two-stage table: code point → block of 128 → class. Blocks of a single class are shared. */
-function expandRuns(runs: string): { blocks: Uint8Array; classes: Uint8Array } {
-  const letters: Record<string, number> = {
-    O: OTHER,
-    L: LETTER,
-    N: NUMBER,
-    S: SPACE,
-    U: UPPER,
-    D: LOWER,
-    M: MARK,
-  };
-  const blocks = new Uint8Array(0x110000 >> BLOCK_BITS);
-  const classes = new Uint8Array(256 << BLOCK_BITS);
-  const uniform = new Map<number, number>();
-  let used = 0; // blocks of classes that are complete
-  let codePoint = 0;
-  for (const [, length, letter] of runs.matchAll(/([0-9a-z]*)([A-Z])/g)) {
-    const value = letters[letter];
-    const end = codePoint + parseInt(length || "1", 36);
-    while (codePoint < end) {
-      const offset = codePoint & (BLOCK_SIZE - 1);
-      const stop = Math.min(end, codePoint - offset + BLOCK_SIZE);
-      const isUniform = offset === 0 && stop - codePoint === BLOCK_SIZE;
-      const block = codePoint >> BLOCK_BITS;
-      codePoint = stop;
-      const shared = isUniform ? uniform.get(value) : undefined;
-      if (shared !== undefined) {
-        blocks[block] = shared;
-        continue;
-      }
-      if (used === 256) throw new Error("the Unicode table has more than 256 blocks");
-      const start = (used << BLOCK_BITS) + offset;
-      classes.fill(value, start, (used << BLOCK_BITS) + (((stop - 1) & (BLOCK_SIZE - 1)) + 1));
-      if ((stop & (BLOCK_SIZE - 1)) !== 0) continue;
-      if (isUniform) uniform.set(value, used);
-      blocks[block] = used++;
-    }
-  }
-  return { blocks, classes };
+/** OTHER, LETTER, NUMBER or SPACE. */
+const CLASSES = new Uint8Array(0x110000);
+
+let end = 0;
+for (const [, length, letter] of CLASS_RUNS.matchAll(/([0-9a-z]*)([A-Z])/g)) {
+  const start = end;
+  end += parseInt(length || "1", 36);
+  const fine = "OLNS-UDM".indexOf(letter); // in the order of the numbers above
+  if (fine === OTHER) continue;
+  FINE_CLASSES.fill(fine, start, end);
+  if (fine !== MARK) CLASSES.fill(fine > MULTIBYTE ? LETTER : fine, start, end);
 }
-
-const { blocks: BLOCKS, classes } = expandRuns(CLASS_RUNS);
-
-/** Second stage of the table of fine classes, for `charAt`. */
-export const FINE_CLASSES: Uint8Array = classes;
-
-/** Of the table of OTHER, LETTER, NUMBER and SPACE. */
-const CLASSES = classes.map((fine) => (fine === MARK ? OTHER : fine === UPPER || fine === LOWER ? LETTER : fine));
 
 /** Class of each byte that is a character of its own; MULTIBYTE for 0x80 and above. */
 export const ASCII_CLASS = new Uint8Array(256).map((_, byte) => (byte < 0x80 ? classOf(byte) : MULTIBYTE));
@@ -84,7 +48,7 @@ export const ASCII_FINE = ASCII_CLASS.map((kind, byte) => (kind === MULTIBYTE ? 
 
 /** Class of a code point: OTHER, LETTER, NUMBER or SPACE; a fine one with FINE_CLASSES. */
 export function classOf(codePoint: number, classes: Uint8Array = CLASSES): number {
-  return classes[(BLOCKS[codePoint >> BLOCK_BITS] << BLOCK_BITS) | (codePoint & (BLOCK_SIZE - 1))];
+  return classes[codePoint];
 }
 
 /**
