@@ -7,6 +7,7 @@ import { Tokenizer } from "@mantou/tokenizer";
 import { loadTokenizer } from "@mantou/tokenizer/files";
 import { exportHuggingFace } from "../../packages/train/src/llama/export-hf.ts";
 import { readMetrics } from "../../packages/train/src/metrics.ts";
+import { encodePrompt } from "../../packages/train/src/prompt.ts";
 import { loadRun } from "../../packages/train/src/run.ts";
 import { Workplace, flags, smallFlags, storyText } from "../train/support/workplace.ts";
 import { difference, folder, prompts, python, texts } from "./python.ts";
@@ -122,8 +123,8 @@ describe("import", () => {
     },
     {
       name: "like TinyLlama, with linear frequencies",
-      tokenizer: "gpt2",
-      special: ["<|endoftext|>"],
+      tokenizer: "llama2",
+      special: ["</s>", "<s>", "<unk>"],
       dtype: "float16",
       config: {
         ...sizes,
@@ -201,6 +202,28 @@ describe("import", () => {
       expect(ours.tensors.size).toBe(count);
     });
   }
+
+  test("generate and data know the marks of a TinyLlama", async () => {
+    const { tokenizer } = loadRun(run(2), device, expect.unreachable);
+    const [begin, end] = ["<s>", "</s>"].map((mark) => tokenizer.specialTokens.get(mark)!);
+    const { tokens, stopTokens } = encodePrompt(tokenizer, "Once upon");
+    expect([tokens[0], ...stopTokens]).toEqual([begin, end]);
+    expect(tokens).toEqual([...tokenizer.encode("<s>Once upon")]);
+    const trained = place.path("runs/on-2"); // a model that knows its words, and none of the ids without a token
+    const argv = ["--prompt", "Once upon", "--max-tokens", "12", "--temperature", "0"];
+    const said = await place.succeed("generate", "--run", trained, ...argv);
+    expect(said.stdout).toMatch(/^Once upon( \w+|[.,])/);
+    const prepared = place.path("prepared");
+    const documents = place.file("documents.txt", story.slice(0, 20_000));
+    await place.succeed("data", "prepare", documents, "--out", prepared, "--tokenizer", join(run(2), "tokenizer.json"));
+    const manifest = JSON.parse(readFileSync(join(prepared, "manifest.json"), "utf8"));
+    expect(manifest.endOfDocument).toBe(end);
+    const ids = new Uint16Array(readFileSync(join(prepared, manifest.train.shards[0].file)).buffer);
+    expect([ids[0], ids.at(-1)]).toEqual([begin, end]);
+    expect(tokenizer.decode(ids.subarray(1, ids.indexOf(end)))).toBe(story.slice(0, story.indexOf("<|endoftext|>")));
+    const own = { init: run(2), data: prepared, name: "prepared", steps: 2, batchSize: 2, threads: 1 };
+    await place.succeed("train", ...flags({ ...own, "model.contextLength": 48, evalBatches: 2 }));
+  });
 
   test("a trained run there and back is the same run", async () => {
     const data = place.file("stories.txt", story);

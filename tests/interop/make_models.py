@@ -3,6 +3,7 @@ import json
 import sys
 from pathlib import Path
 
+import sentencepiece_shape as sentencepiece
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -27,17 +28,23 @@ request = json.load(sys.stdin)
 for index, job in enumerate(request["models"]):
     torch.manual_seed(index)
     path = Path(job["path"])
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = PRE_TOKENIZERS[job["tokenizer"]]
-    tokenizer.decoder = decoders.ByteLevel()
+    is_byte_level = job["tokenizer"] != "llama2"
+    if is_byte_level:
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = PRE_TOKENIZERS[job["tokenizer"]]
+        tokenizer.decoder = decoders.ByteLevel()
+    else:
+        tokenizer = sentencepiece.untrained()
     special = [AddedToken(text, special=True) for text in job["special"]]
     trainer = trainers.BpeTrainer(
         vocab_size=job["config"]["vocab_size"] - 3,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=special if is_byte_level else job["special"] + sentencepiece.BYTES,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet() if is_byte_level else [],
         show_progress=False,
     )
     tokenizer.train_from_iterator(request["text"], trainer)
+    if not is_byte_level:
+        tokenizer = Tokenizer.from_str(json.dumps(sentencepiece.finished(tokenizer)))
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=job["special"][0]).save_pretrained(path)
     model = LlamaForCausalLM(LlamaConfig(**job["config"]))
     # Weights that matter: not near zero as a fresh model's, gains not all one.

@@ -27,7 +27,7 @@ const size = tokenizer.vocabSize;
 
 /** The JSON of the tokenizer with something changed, and its hash made right where asked. */
 function damaged(change: (json: TokenizerJson) => void): string {
-  const json = structuredClone(tokenizer.toJSON());
+  const json = structuredClone(tokenizer.toJSON() as TokenizerJson);
   change(json);
   return JSON.stringify(json);
 }

@@ -66,12 +66,12 @@ describe("config.json", () => {
       { ropeScaling: "llama3", ropeFactor: 32, ropeLowFreqFactor: 2, ropeHighFreqFactor: 5, ropeOriginalContext: 99 },
     ] satisfies Partial<ModelConfig>[]) {
       const model = resolveModelConfig({ ...config, ...change });
-      expect(fromHuggingFaceConfig(toHuggingFaceConfig(model, "float32", 7), "config.json")).toEqual(model);
+      expect(fromHuggingFaceConfig(toHuggingFaceConfig(model, "float32"), "config.json")).toEqual(model);
     }
   });
 
   test("older and newer ways to write the rotary settings", () => {
-    const base = { ...toHuggingFaceConfig(config, "float32", 0), rope_theta: undefined, rope_scaling: undefined };
+    const base = { ...toHuggingFaceConfig(config, "float32"), rope_theta: undefined, rope_scaling: undefined };
     const read = (changes: object) => fromHuggingFaceConfig({ ...base, ...changes }, "config.json");
     expect(read({})).toMatchObject({ ropeTheta: 10000, ropeScaling: "none" });
     expect(read({ rope_theta: 5e5, rope_scaling: { type: "linear", factor: 2 } })).toMatchObject({
@@ -84,7 +84,7 @@ describe("config.json", () => {
   });
 
   test("what we do not have is refused by its name", () => {
-    const base = toHuggingFaceConfig(config, "float32", 0);
+    const base = toHuggingFaceConfig(config, "float32");
     for (const [changes, message] of [
       [{ model_type: "mistral" }, 'a model of type "mistral", not "llama"'],
       [{ model_type: undefined }, "a model of type unknown"],
@@ -142,7 +142,7 @@ describe("tokenizer.json", () => {
   test("other families are refused, with the name of the file", () => {
     const cases: [(json: ReturnType<typeof file>) => void, string][] = [
       [(json) => (json.model.type = "Unigram"), 'DIR/tokenizer.json: the model is "Unigram"'],
-      [(json) => (json.model.byte_fallback = true), "byte_fallback"],
+      [(json) => (json.model.byte_fallback = true), "with byte fallback"],
       [(json) => (json.normalizer = { type: "NFKC" }), 'the normalizer "NFKC" is not supported'],
       [(json) => (json.pre_tokenizer = { type: "Metaspace" }), "only byte-level BPE"],
       [(json) => (json.pre_tokenizer = { type: "Sequence", pretokenizers: [{ type: "Digits" }] }), "Digits"],

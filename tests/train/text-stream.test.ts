@@ -28,6 +28,11 @@ describe("TextStream", () => {
     expect(pieces(Uint8Array.of(0x61, 0xe2, 0x82), [])).toEqual(["a", "", "", "\uFFFD"]);
   });
 
+  test("takes ids that the tokenizer lacks for no text", () => {
+    const stream = new TextStream(bytes);
+    expect([97, 256, 98].map((id) => stream.push(id))).toEqual(["a", "", "b"]);
+  });
+
   test("holds back what may become a stop string, and no more", () => {
     expect(pieces("a\n\nb", ["\n\n"])).toEqual(["a", "", "", "", ""]);
     expect(pieces("a\nb\n", ["\n\n"])).toEqual(["a", "", "\nb", "", "\n"]);

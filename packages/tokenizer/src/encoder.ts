@@ -87,6 +87,9 @@ export class IdBuffer {
   }
 }
 
+/** Writes the ids of the piece `bytes[start, end)` to `out` from `n` on; returns where they end. */
+export type PieceMerge = (bytes: Uint8Array, start: number, end: number, out: Int32Array, n: number) => number;
+
 /** Encodes pieces with a vocabulary; the caches live here. */
 export class PieceEncoder {
   readonly #vocabulary: Vocabulary;
@@ -103,9 +106,12 @@ export class PieceEncoder {
   readonly #ids = new Int32Array(MAX_LINEAR);
   readonly #ranks = new Int32Array(MAX_LINEAR);
   #longMerger: LongMerger | undefined;
+  readonly #merge: PieceMerge | undefined;
 
-  constructor(vocabulary: Vocabulary) {
+  /** @param merge what to do with a piece, if not to look it up and merge its bytes */
+  constructor(vocabulary: Vocabulary, merge?: PieceMerge) {
     this.#vocabulary = vocabulary;
+    this.#merge = merge;
   }
 
   /** Appends the ids of a batch of pieces; see `Sink.pieces`. */
@@ -244,6 +250,7 @@ export class PieceEncoder {
   }
 
   #encodeUncached(bytes: Uint8Array, start: number, end: number, ids: Int32Array, n: number): number {
+    if (this.#merge !== undefined) return this.#merge(bytes, start, end, ids, n);
     const id = this.#vocabulary.idOf(bytes, start, end);
     if (id >= 0 && this.#vocabulary.isOrdinary(id)) {
       ids[n] = id;

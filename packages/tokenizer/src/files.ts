@@ -20,10 +20,11 @@ import { join } from "node:path";
 import { type CountsAbout, countsFromFile, countsToFile } from "./counts-format.ts";
 import { canCut, lastCut } from "./cuts.ts";
 import { parseGpt2, toGpt2 } from "./gpt2-format.ts";
-import { parseHuggingFace, toHuggingFace } from "./huggingface-format.ts";
+import { fromHuggingFace, toHuggingFace } from "./huggingface-format.ts";
 import { parseJson } from "./json.ts";
 import { resolvePattern } from "./patterns.ts";
 import { type CountOptions, type PretokenCounts, PretokenStream } from "./pretokens.ts";
+import { SentencePieceTokenizer } from "./sentencepiece.ts";
 import { parseTiktoken, toTiktoken } from "./tiktoken-format.ts";
 import { Tokenizer } from "./tokenizer.ts";
 import { type TrainOptions, TrainingRun } from "./training.ts";
@@ -71,7 +72,7 @@ export function loadTokenizer(
     }
     const json = parseJson(text);
     const isHuggingFace = typeof json === "object" && json !== null && "model" in json && !("format" in json);
-    return isHuggingFace ? new Tokenizer(parseHuggingFace(text)) : Tokenizer.fromJSON(json);
+    return isHuggingFace ? fromHuggingFace(text) : Tokenizer.fromJSON(json);
   });
 }
 
@@ -230,7 +231,10 @@ export function trainFromFilesSync(paths: string | readonly string[], options: T
 }
 
 export interface EncodeFileOptions {
-  /** Threads that encode; default 1, which is this one. Ids are handed out in order all the same. */
+  /**
+   * Threads that encode; default 1, which is this one. Ids are handed out in order all the same. Where a text cannot be
+   * cut (custom patterns, SentencePiece's tokenizers) it is one thread all the same.
+   */
   workers?: number;
   /** Called after each chunk: bytes read, bytes in all, ids so far. */
   onProgress?: (progress: { done: number; total: number; tokens: number }) => void;
@@ -261,7 +265,7 @@ export async function encodeFile(
       if (ids.length > 0) await onIds(ids);
       onProgress?.({ done: bytes, total, tokens });
     };
-    if (workers > 1 && canCut(resolvePattern(tokenizer.pattern), tokenizer.specialTokens.keys())) {
+    if (workers > 1 && canEncodeApart(tokenizer)) {
       using pool = new WorkerPool(workers, { kind: "encode", tokenizer: JSON.stringify(tokenizer) });
       const take = async (ids: unknown, { start, end }: FilePart): Promise<void> => {
         bytes += end - start;
@@ -281,6 +285,12 @@ export async function encodeFile(
   } finally {
     closeAll(files);
   }
+}
+
+/** Whether parts of a text have the ids of the whole; SentencePiece's put a blank in front of each. */
+function canEncodeApart(tokenizer: Tokenizer): boolean {
+  if (tokenizer instanceof SentencePieceTokenizer) return false;
+  return canCut(resolvePattern(tokenizer.pattern), tokenizer.specialTokens.keys());
 }
 
 interface OpenFile {

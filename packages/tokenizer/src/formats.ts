@@ -3,5 +3,6 @@
  * that a page which has its vocabulary in our format does not load them.
  */
 export { parseGpt2, toGpt2 } from "./gpt2-format.ts";
-export { parseHuggingFace, toHuggingFace } from "./huggingface-format.ts";
+export { fromHuggingFace, parseHuggingFace, toHuggingFace } from "./huggingface-format.ts";
 export { parseTiktoken, toTiktoken } from "./tiktoken-format.ts";
+export { type BlankInFront, type SentencePieceOptions, SentencePieceTokenizer } from "./sentencepiece.ts";

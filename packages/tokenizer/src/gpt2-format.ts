@@ -3,6 +3,7 @@
  */
 import { readToken, writeToken } from "./byte-alphabet.ts";
 import { TokenizerError } from "./errors.ts";
+import { checkByteLevel } from "./sentencepiece.ts";
 import type { Tokenizer } from "./tokenizer.ts";
 import type { TokenizerOptions } from "./vocabulary.ts";
 
@@ -44,6 +45,7 @@ export function parseGpt2(vocabJson: string, mergesTxt: string): Pick<TokenizerO
 
 /** The texts of GPT-2's two files. They have no place for the pattern; special tokens are in the vocabulary by their text. */
 export function toGpt2(tokenizer: Tokenizer): { vocabJson: string; mergesTxt: string } {
+  checkByteLevel(tokenizer, "GPT-2's vocab.json and merges.txt");
   const special = new Map(Array.from(tokenizer.specialTokens, ([text, id]) => [id, text]));
   const entries = Array.from(tokenizer.vocab, ([id, bytes]) => {
     return `${JSON.stringify(special.get(id) ?? writeToken(bytes))}: ${id}`;

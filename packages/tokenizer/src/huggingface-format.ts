@@ -4,27 +4,13 @@
  * refused by name; only the post-processor (which adds tokens around a text) is passed over.
  */
 import { readToken, writeToken } from "./byte-alphabet.ts";
-import { TokenizerError } from "./errors.ts";
+import { fail, type Json, list, object, parseFile, readTokens, writeAdded } from "./huggingface-json.ts";
 import { resolvePattern } from "./patterns.ts";
-import type { Tokenizer } from "./tokenizer.ts";
+import { SentencePieceTokenizer } from "./sentencepiece.ts";
+import { parseSentencePiece } from "./sentencepiece-format.ts";
+import { Tokenizer } from "./tokenizer.ts";
 import { encodeUtf8 } from "./utf8.ts";
 import type { TokenizerOptions } from "./vocabulary.ts";
-
-type Json = Record<string, unknown>;
-
-function fail(problem: string): never {
-  throw new TokenizerError(`tokenizer.json: ${problem}`);
-}
-
-function object(value: unknown, field: string): Json {
-  if (typeof value !== "object" || value === null || Array.isArray(value)) fail(`${field} is not an object`);
-  return value as Json;
-}
-
-function list(value: unknown, field: string): unknown[] {
-  if (!Array.isArray(value)) fail(`${field} is not an array`);
-  return value;
-}
 
 /** The pattern that a pre-tokenizer splits by. */
 function patternOf(preTokenizer: Json): string {
@@ -72,66 +58,35 @@ function normalizationOf(normalizer: unknown): "NFC" | null {
  * @throws naming the field that is wrong, or that asks for something else than byte-level BPE.
  */
 export function parseHuggingFace(text: string): TokenizerOptions {
-  let parsed: unknown;
-  try {
-    parsed = JSON.parse(text);
-  } catch (error) {
-    throw new TokenizerError(`tokenizer.json is not valid JSON, or cut short: ${(error as Error).message}`, {
-      cause: error,
-    });
-  }
-  const file = object(parsed, "it");
-  const model = object(file.model, "model");
-  if (model.type !== undefined && model.type !== "BPE")
-    fail(`the model is ${JSON.stringify(model.type)}, expected "BPE"`);
+  const { file, model } = parseFile(text);
   if (model.byte_fallback === true) fail("byte_fallback is true: this is not byte-level BPE");
-  for (const field of ["dropout", "continuing_subword_prefix", "end_of_word_suffix"]) {
-    if (model[field] != null && model[field] !== "" && model[field] !== 0) fail(`model.${field} is not supported`);
-  }
   const normalization = normalizationOf(file.normalizer);
-
-  const vocab = new Map<number, Uint8Array>();
-  const specialTokens: string[] = [];
-  const normalizedSpecialTokens: string[] = [];
-  const addedIds = new Set<number>();
-  const checkId = (id: unknown, token: unknown): number => {
-    if (typeof id !== "number" || !Number.isInteger(id) || id < 0) fail(`the id of ${JSON.stringify(token)} is ${id}`);
-    return id;
-  };
-  for (const entry of list(file.added_tokens ?? [], "added_tokens")) {
-    const token = object(entry, "an added token");
-    const content = token.content;
-    if (typeof content !== "string" || content === "") fail("an added token has no content");
-    for (const flag of ["lstrip", "rstrip", "single_word"]) {
-      if (token[flag] === true) fail(`added token ${JSON.stringify(content)}: ${flag} is not supported`);
-    }
-    const id = checkId(token.id, content);
-    if (addedIds.has(id)) fail(`two added tokens have id ${id}, one is ${JSON.stringify(content)}`);
-    addedIds.add(id);
-    vocab.set(id, encodeUtf8(content));
-    specialTokens.push(content);
-    if (token.normalized === true) normalizedSpecialTokens.push(content);
-  }
-  for (const [token, value] of Object.entries(object(model.vocab, "model.vocab"))) {
-    const id = checkId(value, token);
-    if (addedIds.has(id)) continue;
-    if (vocab.has(id)) fail(`two tokens have id ${id}, one is ${JSON.stringify(token)}`);
-    vocab.set(id, readToken(token));
-  }
-  const merges = list(model.merges, "model.merges").map((entry, index): [Uint8Array, Uint8Array] => {
-    const parts: unknown[] = typeof entry === "string" ? entry.split(" ") : list(entry, `model.merges[${index}]`);
-    const [left, right] = parts;
-    if (parts.length !== 2 || typeof left !== "string" || typeof right !== "string" || left === "" || right === "") {
-      fail(`model.merges[${index}] is ${JSON.stringify(entry)}, expected two tokens`);
-    }
-    return [readToken(left), readToken(right)];
-  });
+  const tokens = readTokens(file, model);
+  const vocab = new Map(Array.from(tokens.added, ([token, id]) => [id, encodeUtf8(token)]));
+  for (const [id, token] of tokens.vocab) vocab.set(id, readToken(token));
+  const merges = tokens.merges.map(([left, right]): [Uint8Array, Uint8Array] => [readToken(left), readToken(right)]);
   const pattern = patternOf(object(file.pre_tokenizer, "pre_tokenizer"));
-  return { vocab, merges, specialTokens, pattern, normalization, normalizedSpecialTokens };
+  return {
+    vocab,
+    merges,
+    specialTokens: [...tokens.added.keys()],
+    pattern,
+    normalization,
+    normalizedSpecialTokens: tokens.normalized,
+  };
+}
+
+/** The tokenizer of a `tokenizer.json`, byte-level or SentencePiece's. @throws as `parseHuggingFace` does */
+export function fromHuggingFace(text: string): Tokenizer {
+  const { file, model } = parseFile(text);
+  return model.byte_fallback === true
+    ? new SentencePieceTokenizer(parseSentencePiece(file, model))
+    : new Tokenizer(parseHuggingFace(text));
 }
 
 /** The text of a `tokenizer.json` that Hugging Face's tokenizers loads to give the same ids. */
 export function toHuggingFace(tokenizer: Tokenizer): string {
+  if (tokenizer instanceof SentencePieceTokenizer) return `${JSON.stringify(tokenizer)}\n`;
   const special = new Map(Array.from(tokenizer.specialTokens, ([text, id]) => [id, text]));
   const byteLevel = (useRegex: boolean): Json => ({
     type: "ByteLevel",
@@ -146,15 +101,7 @@ export function toHuggingFace(tokenizer: Tokenizer): string {
     version: "1.0",
     truncation: null,
     padding: null,
-    added_tokens: Array.from(special, ([id, content]) => ({
-      id,
-      content,
-      single_word: false,
-      lstrip: false,
-      rstrip: false,
-      normalized: tokenizer.normalizedSpecialTokens.includes(content),
-      special: true,
-    })).sort((a, b) => a.id - b.id),
+    added_tokens: writeAdded(tokenizer.specialTokens, tokenizer.normalizedSpecialTokens),
     normalizer: tokenizer.normalization === null ? null : { type: tokenizer.normalization },
     pre_tokenizer:
       tokenizer.pattern === "gpt2"

@@ -26,21 +26,26 @@ export class LongMerger {
 
   /** Writes the ids of the piece `bytes[start, end)` to `out` from `n` on; returns where they end. */
   merge(bytes: Uint8Array, start: number, end: number, out: Int32Array, n: number): number {
-    const { byteIds, byteRanks, merges } = this.#vocabulary;
+    const { byteIds, byteRanks } = this.#vocabulary;
     const length = end - start;
     const ids = new Int32Array(length);
+    const ranks = new Int32Array(length).fill(NO_RANK);
+    for (let i = 0; i < length; i++) ids[i] = byteIds[bytes[start + i]];
+    for (let i = 0; i + 1 < length; i++) ranks[i] = byteRanks[(bytes[start + i] << 8) | bytes[start + i + 1]];
+    return this.mergeIds(ids, ranks, out, n);
+  }
+
+  /** The same for tokens; `ranks[i]` is that of tokens i and i + 1, of the last NO_RANK. Both arrays are used up. */
+  mergeIds(ids: Int32Array, ranks: Int32Array, out: Int32Array, n: number): number {
+    const { merges } = this.#vocabulary;
+    const { length } = ids;
     const next = new Int32Array(length); // length: none
     const previous = new Int32Array(length); // NONE: none
-    const ranks = new Int32Array(length).fill(NO_RANK); // of the pair that starts at each place, where one does
     this.#places = new Int32Array(2 * length);
     this.#nexts = new Int32Array(2 * length);
-    for (let i = 0; i < length; i++) {
-      ids[i] = byteIds[bytes[start + i]];
+    for (let i = length - 1; i >= 0; i--) {
       next[i] = i + 1;
       previous[i] = i - 1;
-    }
-    for (let i = length - 2; i >= 0; i--) {
-      ranks[i] = byteRanks[(bytes[start + i] << 8) | bytes[start + i + 1]];
       if (ranks[i] !== NO_RANK) this.#add(ranks[i], i);
     }
 

@@ -4,7 +4,7 @@
  * code points are all inert, as in most texts they are, is handed on as it lies.
  */
 import type { Normalizer } from "./normalizing-feed.ts";
-import type { Scanner } from "./patterns.ts";
+import { FunctionScanner } from "./scan-function.ts";
 import { charAt, classOf, FINE_CLASSES, MARK } from "./unicode.ts";
 import { encodeUtf8 } from "./utf8.ts";
 
@@ -65,42 +65,25 @@ function isInert(bytes: Uint8Array, view: DataView, start: number, end: number):
 
 /** Whether what begins with `bytes[p]`, if anything does, leaves alone what comes before it. */
 function isBoundary(bytes: Uint8Array, p: number): boolean {
-  const byte = bytes[p];
-  if ((byte & 0xc0) !== 0x80) return kindAt(bytes, p) !== JOINING;
+  if ((bytes[p] & 0xc0) !== 0x80) return kindAt(bytes, p) !== JOINING;
   // the fourth continuation byte in a row belongs to no character
-  return p >= 3 && [1, 2, 3].every((back) => (bytes[p - back] & 0xc0) === 0x80);
+  return ((bytes[p - 1] ^ 0x80) | (bytes[p - 2] ^ 0x80) | (bytes[p - 3] ^ 0x80)) < 0x40;
 }
 
 /** Two pieces: up to the last boundary, and the rest, which may still change. */
-class Stretches implements Scanner {
-  #bytes: Uint8Array = new Uint8Array(0);
-  #position = 0;
-  #end = 0;
-
-  begin(bytes: Uint8Array, start: number, end: number): void {
-    this.#bytes = bytes;
-    this.#position = start;
-    this.#end = end;
-  }
-
-  next(ends: Int32Array): number {
-    const start = this.#position;
-    const end = this.#end;
-    if (start === end) return 0;
-    let p = end - 1;
-    while (p > start && !isBoundary(this.#bytes, p)) p--;
-    let count = 0;
-    if (p > start) ends[count++] = p;
-    ends[count++] = end;
-    this.#position = end;
-    return count;
-  }
+function scanStretches(bytes: Uint8Array, start: number, end: number, ends: Int32Array): number {
+  let p = end;
+  while (--p > start && !isBoundary(bytes, p));
+  let count = 0;
+  if (p > start) ends[count++] = p;
+  if (start < end) ends[count++] = end;
+  return count;
 }
 
 export const NFC: Normalizer = {
-  pieces: { id: "NFC", source: "", unsettled: 1, createScanner: () => new Stretches() },
+  pieces: { id: "NFC", source: "", unsettled: 1, createScanner: () => new FunctionScanner(scanStretches) },
 
-  normalize(bytes, start, end, push, onChange) {
+  normalize(bytes, start, end, _where, push, onChange) {
     const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
     if (isInert(bytes, view, start, end)) {
       push(bytes.subarray(start, end));
@@ -134,6 +117,8 @@ export const NFC: Normalizer = {
     }
     push(bytes.subarray(done, end));
   },
+
+  text: normalizeText,
 };
 
 const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
@@ -149,27 +134,17 @@ export function normalizeText(text: string): string {
 /** Marks in canonical order (Unicode, D109): by their combining classes; those of class 0 stay where they are. */
 function sortMarks(text: string): string {
   const marks = Array.from(text, (mark) => mark.normalize("NFD")).join("");
-  const distinct = [...new Set(marks)];
   const swap = (a: string, b: string): boolean => `${a}${b}`.normalize("NFD") !== `${a}${b}`;
-  // U+0345 has the greatest class: whatever has one swaps with it
-  const moving = distinct.filter((mark) => mark === "\u0345" || swap("\u0345", mark));
-  moving.sort((a, b) => (swap(a, b) ? 1 : swap(b, a) ? -1 : 0));
-  const rank = new Map(moving.map((mark) => [mark, 0]));
-  moving.forEach((mark, i) => i > 0 && rank.set(mark, rank.get(moving[i - 1])! + Number(swap(mark, moving[i - 1]))));
-  const sorted: string[] = [];
-  let run: string[] = [];
-  const endRun = (): void => {
-    for (const mark of run.sort((a, b) => rank.get(a)! - rank.get(b)!)) sorted.push(mark);
-    run = [];
-  };
-  for (const mark of marks) {
-    if (rank.has(mark)) {
-      run.push(mark);
-      continue;
-    }
-    endRun();
-    sorted.push(mark);
+  // U+0345 has the greatest class: whatever else has one swaps with it
+  const moving = [...new Set(marks)].filter((mark) => mark === "\u0345" || swap("\u0345", mark)).join("");
+  if (moving === "") return marks;
+  const ranks = new Map<string, number>();
+  let last = "";
+  for (const mark of moving.normalize("NFD")) {
+    ranks.set(mark, (ranks.get(last) ?? 0) + Number(swap(mark, last)));
+    last = mark;
   }
-  endRun();
-  return sorted.join("");
+  return marks.replace(new RegExp(`[${moving}]+`, "gu"), (run) =>
+    [...run].sort((a, b) => ranks.get(a)! - ranks.get(b)!).join(""),
+  );
 }

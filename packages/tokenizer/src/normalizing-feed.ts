@@ -14,22 +14,34 @@ export interface Change {
   length: number;
 }
 
+// where in a text something lies: at its beginning, at the beginning of a stretch behind a special token, or neither
+export const TEXT_BEGINS = 2;
+export const STRETCH_BEGINS = 1;
+export const GOES_ON = 0;
+
 export interface Normalizer {
   /** Splits a text into pieces that can be normalized each for itself. */
   readonly pieces: Pattern;
-  /** Hands on the normalized text of `bytes[start, end)`, which are whole pieces, and says what has changed if asked. */
+  /**
+   * Hands on the normalized text of `bytes[start, end)`, which are whole pieces and not empty, and says what has changed
+   * if asked. `where` is one of the three numbers above.
+   */
   normalize(
     bytes: Uint8Array,
     start: number,
     end: number,
+    where: number,
     push: (bytes: Uint8Array) => void,
     onChange?: (change: Change) => void,
   ): void;
+  /** The same for a whole text. */
+  text(text: string): string;
 }
 
 export class NormalizingFeed implements Feed {
   readonly #outer: TextFeed;
   readonly #inner: TextFeed;
+  #where = TEXT_BEGINS;
 
   /**
    * @param specials found in the text as it is
@@ -51,10 +63,14 @@ export class NormalizingFeed implements Feed {
       normalizer.pieces,
       specials,
       {
-        pieces: (bytes, _view, start, ends, count) => normalizer.normalize(bytes, start, ends[count - 1], push),
-        special(id, length) {
+        pieces: (bytes, _view, start, ends, count) => {
+          normalizer.normalize(bytes, start, ends[count - 1], this.#where, push);
+          this.#where = GOES_ON;
+        },
+        special: (id, length) => {
           inner.finish();
           sink.special(id, length);
+          this.#where = STRETCH_BEGINS;
         },
       },
       capacity,
@@ -68,11 +84,13 @@ export class NormalizingFeed implements Feed {
   finish(): void {
     this.#outer.finish();
     this.#inner.finish();
+    this.#where = TEXT_BEGINS;
   }
 
   reset(): void {
     this.#outer.reset();
     this.#inner.reset();
+    this.#where = TEXT_BEGINS;
   }
 }
 
@@ -85,6 +103,7 @@ export class Alignment {
   constructor(normalizer: Normalizer, specials: SpecialMatcher | null, text: string | Uint8Array) {
     let before = 0;
     let after = 0;
+    let where = TEXT_BEGINS;
     const feed = new TextFeed(normalizer.pieces, specials, {
       pieces: (bytes, _view, start, ends, count) => {
         const end = ends[count - 1];
@@ -93,6 +112,7 @@ export class Alignment {
           bytes,
           start,
           end,
+          where,
           () => undefined,
           (change) => {
             const from = before + change.start - start;
@@ -104,10 +124,12 @@ export class Alignment {
         );
         after += end - settled;
         before += end - start;
+        where = GOES_ON;
       },
       special: (_id, length) => {
         before += length;
         after += length;
+        where = STRETCH_BEGINS;
       },
     });
     feed.push(text);

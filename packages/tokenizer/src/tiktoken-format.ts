@@ -3,6 +3,7 @@
  * in merging at once. Special tokens and the pattern are not in the file.
  */
 import { TokenizerError } from "./errors.ts";
+import { checkByteLevel } from "./sentencepiece.ts";
 import type { Tokenizer } from "./tokenizer.ts";
 import { encodeUtf8 } from "./utf8.ts";
 import { showToken, type TokenizerOptions } from "./vocabulary.ts";
@@ -104,6 +105,7 @@ export function parseTiktoken(
  * @throws if ids cannot be ranks: where they do not rise with the merges, or tokens are made by no merge.
  */
 export function toTiktoken(tokenizer: Tokenizer): string {
+  checkByteLevel(tokenizer, "a file of tiktoken's ranks");
   const special = new Set(tokenizer.specialTokens.values());
   const made = new Map(tokenizer.merges.map(([left, right], rank) => [toKey(left) + toKey(right), rank]));
   let lastRank = -1;

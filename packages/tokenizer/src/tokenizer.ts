@@ -3,12 +3,12 @@
  */
 import { TokenizerError } from "./errors.ts";
 import { checkId, decodeIdsToBytes, decodeIdsToText, StreamingDecoder } from "./decoder.ts";
-import { EncodingSink, type IdArray, PieceEncoder } from "./encoder.ts";
+import { EncodingSink, type IdArray, PieceEncoder, type PieceMerge } from "./encoder.ts";
 import { type Feed, TextFeed } from "./feed.ts";
 import { ContentHash } from "./hash.ts";
-import { optionsFromJson, parseJson, type TokenizerJson, vocabularyToJson } from "./json.ts";
+import { optionsFromJson, parseJson, vocabularyToJson } from "./json.ts";
 import { NFC } from "./nfc.ts";
-import { Alignment, NormalizingFeed } from "./normalizing-feed.ts";
+import { Alignment, type Normalizer, NormalizingFeed } from "./normalizing-feed.ts";
 import { type Pattern, resolvePattern } from "./patterns.ts";
 import type { PretokenCounts } from "./pretokens.ts";
 import { SpecialMatcher } from "./special.ts";
@@ -38,6 +38,14 @@ export interface TokenOffsets {
   bytes: Int32Array<ArrayBuffer>;
 }
 
+/** What a tokenizer is made of, where it is not a byte-level one; see sentencepiece.ts. */
+export interface TokenizerParts {
+  vocabulary: Vocabulary;
+  pattern: Pattern;
+  normalizer: Normalizer;
+  merge: PieceMerge;
+}
+
 export class Tokenizer {
   readonly #vocabulary: Vocabulary;
   readonly #pattern: Pattern;
@@ -45,6 +53,7 @@ export class Tokenizer {
   readonly normalization: "NFC" | null;
   /** Special tokens that are found in the text when it is normalized, after all others. */
   readonly normalizedSpecialTokens: readonly string[];
+  readonly #normalizer: Normalizer | null;
   readonly #encoder: PieceEncoder;
   readonly #sink: EncodingSink;
   readonly #feed: Feed;
@@ -60,9 +69,9 @@ export class Tokenizer {
    * @throws if a byte, a part or the result of a merge, or a special token is not in the vocabulary, if two ids have the
    * same bytes, if a special token is empty, or if the pattern is unknown.
    */
-  constructor(options: TokenizerOptions) {
-    this.#pattern = resolvePattern(options.pattern ?? "gpt2");
-    this.#vocabulary = new Vocabulary(options);
+  constructor(options: TokenizerOptions, parts?: TokenizerParts) {
+    this.#pattern = parts?.pattern ?? resolvePattern(options.pattern ?? "gpt2");
+    this.#vocabulary = parts?.vocabulary ?? new Vocabulary(options);
     const { normalization = null, normalizedSpecialTokens = [] } = options;
     if (normalization !== null && normalization !== "NFC") {
       throw new TokenizerError(`normalization is ${JSON.stringify(normalization)}: it must be "NFC" or null`);
@@ -72,8 +81,9 @@ export class Tokenizer {
       throw new TokenizerError(`normalizedSpecialTokens: ${JSON.stringify(stranger)} is no special token`);
     }
     this.normalization = normalization;
-    this.normalizedSpecialTokens = normalization === null ? [] : [...normalizedSpecialTokens];
-    this.#encoder = new PieceEncoder(this.#vocabulary);
+    this.#normalizer = parts?.normalizer ?? (normalization && NFC);
+    this.normalizedSpecialTokens = this.#normalizer === null ? [] : [...normalizedSpecialTokens];
+    this.#encoder = new PieceEncoder(this.#vocabulary, parts?.merge);
     this.#sink = new EncodingSink(this.#encoder);
     this.#feed = this.#createFeed([...this.specialTokens.keys()], this.#sink);
   }
@@ -263,19 +273,18 @@ export class Tokenizer {
   ): Int32Array<ArrayBuffer> {
     const { length } = this.#vocabulary;
     const offsets = new Int32Array(ids.length + 1);
-    if (this.normalization === null) {
-      for (let i = 0; i < ids.length; i++) offsets[i + 1] = offsets[i] + length[ids[i]];
-      return offsets;
-    }
+    const normalizer = this.#normalizer;
     const normalized = new Map(
       this.normalizedSpecialTokens.map((token) => [
         this.specialTokens.get(token)!,
-        encodeUtf8(token.normalize("NFC")).length,
+        encodeUtf8(normalizer!.text(token)).length,
       ]),
     );
     for (let i = 0; i < ids.length; i++) offsets[i + 1] = offsets[i] + (normalized.get(ids[i]) ?? length[ids[i]]);
-    const [plain] = this.#matchers(allowed === "all" ? this.specialTokens.keys() : allowed);
-    new Alignment(NFC, plain, text).toOriginal(offsets);
+    if (normalizer !== null) {
+      const [plain] = this.#matchers(allowed === "all" ? this.specialTokens.keys() : allowed);
+      new Alignment(normalizer, plain, text).toOriginal(offsets);
+    }
     return offsets;
   }
 
@@ -364,8 +373,11 @@ export class Tokenizer {
     return decodeIdsToBytes(this.#vocabulary, ids);
   }
 
-  /** A decoder for ids that come one at a time; never emits half a character. */
-  createDecoder(): StreamingDecoder {
+  /**
+   * A decoder for ids that come one at a time; never emits half a character. Give `continues` where the ids go on from
+   * others: some tokenizers put a blank in front of a text, which `decode` takes away.
+   */
+  createDecoder(_options?: { continues?: boolean }): StreamingDecoder {
     return new StreamingDecoder(this);
   }
 
@@ -379,8 +391,8 @@ export class Tokenizer {
     return this.#vocabulary.tokenBytes(id);
   }
 
-  /** A plain object for `JSON.stringify`; see `TokenizerJson`. */
-  toJSON(): TokenizerJson {
+  /** A plain object for `JSON.stringify`: a `TokenizerJson`. */
+  toJSON(): object {
     return vocabularyToJson(this.#vocabulary, this, this.hash);
   }
 
@@ -452,7 +464,7 @@ export class Tokenizer {
       const string = typeof text === "string" ? text : new TextDecoder().decode(text);
       const found = searched.find((token) =>
         this.normalizedSpecialTokens.includes(token)
-          ? string.normalize("NFC").includes(token.normalize("NFC"))
+          ? this.#normalizer!.text(string).includes(this.#normalizer!.text(token))
           : string.includes(token),
       );
       if (found !== undefined) {
@@ -474,24 +486,22 @@ export class Tokenizer {
 
   #createFeed(tokens: readonly string[], sink: EncodingSink): Feed {
     const [plain, normalized] = this.#matchers(tokens);
-    return this.normalization === null
+    return this.#normalizer === null
       ? new TextFeed(this.#pattern, plain, sink)
-      : new NormalizingFeed(NFC, this.#pattern, plain, normalized, sink);
+      : new NormalizingFeed(this.#normalizer, this.#pattern, plain, normalized, sink);
   }
 
   /** What finds these special tokens in a text as it is, and what finds those that are looked for afterwards. */
   #matchers(tokens: Iterable<string>): [plain: SpecialMatcher | null, normalized: SpecialMatcher | null] {
-    const plain = new Map<string, number>();
-    const normalized = new Map<string, number>();
+    const [plain, normalized] = [new Map<string, number>(), new Map<string, number>()];
     for (const token of tokens) {
       const id = this.specialTokens.get(token)!;
-      if (this.normalizedSpecialTokens.includes(token)) normalized.set(token.normalize("NFC"), id);
+      if (this.normalizedSpecialTokens.includes(token)) normalized.set(this.#normalizer!.text(token), id);
       else plain.set(token, id);
     }
-    return [
-      plain.size > 0 ? new SpecialMatcher(plain) : null,
-      normalized.size > 0 ? new SpecialMatcher(normalized) : null,
-    ];
+    const matcher = (map: Map<string, number>): SpecialMatcher | null =>
+      map.size > 0 ? new SpecialMatcher(map) : null;
+    return [matcher(plain), matcher(normalized)];
   }
 }
 

@@ -47,6 +47,15 @@ const NO_PAIR = -1;
 /** Merges between two looks at the clock or the signal. */
 const STRIDE = 64;
 
+/** @throws naming the option that is out of its range. */
+export function checkMerging({ numMerges, minFrequency = 1, ties = "bytes" }: TrainBpeOptions): void {
+  if (!Number.isInteger(numMerges) || numMerges < 0) {
+    throw new TokenizerError(`numMerges is ${numMerges}: it must be a whole number of at least 0`);
+  }
+  if (!TIES.includes(ties)) throw new TokenizerError(`ties is ${String(ties)}: it is one of ${TIES.join(", ")}`);
+  if (!(minFrequency >= 1)) throw new TokenizerError(`minFrequency is ${minFrequency}: it must be at least 1`);
+}
+
 /** The state of a training run; `run` advances it, so that callers decide when to let others work. */
 export class BpeTrainer {
   readonly numMerges: number;
@@ -86,12 +95,9 @@ export class BpeTrainer {
   #found = new Int32Array(0);
   #cursor = new Float64Array(0);
 
-  constructor(words: PretokenCounts, { numMerges, minFrequency = 1, ties = "bytes" }: TrainBpeOptions) {
-    if (!Number.isInteger(numMerges) || numMerges < 0) {
-      throw new TokenizerError(`numMerges is ${numMerges}: it must be a whole number of at least 0`);
-    }
-    if (!TIES.includes(ties)) throw new TokenizerError(`ties is ${String(ties)}: it is one of ${TIES.join(", ")}`);
-    if (!(minFrequency >= 1)) throw new TokenizerError(`minFrequency is ${minFrequency}: it must be at least 1`);
+  constructor(words: PretokenCounts, options: TrainBpeOptions) {
+    checkMerging(options);
+    const { numMerges, minFrequency = 1, ties = "bytes" } = options;
     this.numMerges = numMerges;
     this.#minFrequency = minFrequency;
     this.#wordCounts = words.counts;

@@ -4,9 +4,16 @@
  */
 import { TokenizerError } from "./errors.ts";
 import { type PretokenCounts, PretokenStream } from "./pretokens.ts";
-import { TIES, type Ties, trainBpe, trainBpeAsync, type TrainBpeOptions, type TrainBpeResult } from "./train.ts";
+import {
+  checkMerging,
+  type Ties,
+  trainBpe,
+  trainBpeAsync,
+  type TrainBpeOptions,
+  type TrainBpeResult,
+} from "./train.ts";
 import { encodeUtf8 } from "./utf8.ts";
-import { MAX_IDS, type TokenizerOptions } from "./vocabulary.ts";
+import { distinctTokens, MAX_IDS, type TokenizerOptions } from "./vocabulary.ts";
 
 /** Text, or its UTF-8 bytes. */
 export type TextChunk = string | Uint8Array;
@@ -50,36 +57,16 @@ export class TrainingRun {
    * @throws if the options contradict each other, before anything is read.
    */
   constructor(options: TrainOptions, totalBytes?: number) {
-    const {
-      vocabSize,
-      specialTokens = [],
-      pattern = "gpt2",
-      minFrequency = 1,
-      ties = "bytes",
-      onProgress,
-      signal,
-    } = options;
-    for (const token of specialTokens) {
-      if (typeof token !== "string") throw new TokenizerError(`special token ${String(token)} is not a string`);
-      if (token === "") throw new TokenizerError("a special token is empty: leave it out");
-    }
-    const texts = new Map<string, string>();
-    for (const token of specialTokens) {
+    const { vocabSize, specialTokens = [], pattern, minFrequency, ties, onProgress, signal } = options;
+    this.#specialTokens = [...distinctTokens(specialTokens)];
+    for (const token of this.#specialTokens) {
       const bytes = encodeUtf8(token);
       if (bytes.length === 1) {
         throw new TokenizerError(
           `special token ${JSON.stringify(token)} is a single byte, which is token ${bytes[0]} already`,
         );
       }
-      const other = texts.get(bytes.join());
-      if (other !== undefined && other !== token) {
-        throw new TokenizerError(
-          `special tokens ${JSON.stringify(other)} and ${JSON.stringify(token)} are the same bytes`,
-        );
-      }
-      texts.set(bytes.join(), token);
     }
-    this.#specialTokens = [...texts.values()];
     const least = 256 + this.#specialTokens.length;
     if (!Number.isInteger(vocabSize) || vocabSize < least || vocabSize > MAX_IDS) {
       throw new TokenizerError(
@@ -87,8 +74,6 @@ export class TrainingRun {
           `(256 bytes and ${this.#specialTokens.length} special tokens) and at most ${MAX_IDS}`,
       );
     }
-    if (!TIES.includes(ties)) throw new TokenizerError(`ties is ${String(ties)}: it is one of ${TIES.join(", ")}`);
-    if (!(minFrequency >= 1)) throw new TokenizerError(`minFrequency is ${minFrequency}: it must be at least 1`);
     this.#options = options;
     this.#mergeOptions = {
       numMerges: vocabSize - least,
@@ -97,6 +82,7 @@ export class TrainingRun {
       signal,
       onProgress: onProgress && ((done, total) => onProgress({ phase: "merge", done, total })),
     };
+    checkMerging(this.#mergeOptions);
     this.#stream = new PretokenStream({ specialTokens: this.#specialTokens, pattern });
     this.#total = totalBytes;
   }

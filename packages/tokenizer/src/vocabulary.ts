@@ -39,6 +39,24 @@ export function showToken(bytes: Uint8Array): string {
   }
 }
 
+/** Each of these special tokens once. @throws on one that is empty, or has the bytes of another. */
+export function distinctTokens(specialTokens: readonly string[]): Set<string> {
+  const byBytes = new Map<string, string>();
+  for (const token of specialTokens) {
+    if (typeof token !== "string") throw new TokenizerError(`special token ${String(token)} is not a string`);
+    if (token === "") throw new TokenizerError("a special token is empty: leave it out");
+    const key = encodeUtf8(token).join();
+    const other = byBytes.get(key) ?? token;
+    if (other !== token) {
+      throw new TokenizerError(
+        `special tokens ${JSON.stringify(other)} and ${JSON.stringify(token)} are the same bytes`,
+      );
+    }
+    byBytes.set(key, token);
+  }
+  return new Set(byBytes.values());
+}
+
 export class Vocabulary {
   /** Greatest id + 1. */
   readonly size: number;
@@ -68,8 +86,11 @@ export class Vocabulary {
   /** Special tokens that neither a byte nor a merge makes. */
   readonly #onlySpecial = new Set<number>();
 
-  /** @throws naming the first token, merge or special token that does not fit. */
-  constructor({ vocab, merges, specialTokens = [] }: TokenizerOptions) {
+  /**
+   * @param byteTokens ids of the 256 bytes, where those are tokens beside the one of a character with the same bytes
+   * @throws naming the first token, merge or special token that does not fit.
+   */
+  constructor({ vocab, merges, specialTokens = [] }: TokenizerOptions, byteTokens: readonly number[] = []) {
     let size = 0;
     let byteLength = 0;
     for (const [id, token] of vocab) {
@@ -88,10 +109,12 @@ export class Vocabulary {
     this.length = new Int32Array(size);
     this.#byBytes = new Int32Array(2 ** Math.ceil(Math.log2(2 * vocab.size + 2)));
     this.packed = new Int32Array(3 * size);
+    const apart = new Set(byteTokens);
     let end = 0;
     let longest = 0;
     for (const [id, token] of vocab) {
       this.#addToken(id, token, end);
+      if (!apart.has(id)) this.#enterToken(id, token);
       longest = Math.max(longest, token.length);
       end += token.length;
     }
@@ -99,7 +122,7 @@ export class Vocabulary {
 
     this.byteIds = new Int32Array(256);
     for (let byte = 0; byte < 256; byte++) {
-      const id = this.idOf(Uint8Array.of(byte), 0, 1);
+      const id = byteTokens[byte] ?? this.idOf(Uint8Array.of(byte), 0, 1);
       if (id < 0) {
         throw new TokenizerError(
           `the vocabulary has no token for the byte 0x${byte.toString(16).padStart(2, "0")}: ` +
@@ -118,20 +141,10 @@ export class Vocabulary {
     for (let rank = 0; rank < merges.length; rank++) this.#addMerge(merges[rank], rank, joined);
 
     const specials = new Map<string, number>();
-    const textOfSpecial = new Map<number, string>();
-    for (const token of specialTokens) {
-      if (typeof token !== "string") throw new TokenizerError(`special token ${String(token)} is not a string`);
-      if (token === "") throw new TokenizerError("a special token is empty");
+    for (const token of distinctTokens(specialTokens)) {
       const bytes = encodeUtf8(token);
       const id = this.idOf(bytes, 0, bytes.length);
       if (id < 0) throw new TokenizerError(`special token ${JSON.stringify(token)} is not in the vocabulary`);
-      const other = textOfSpecial.get(id);
-      if (other !== undefined && other !== token) {
-        throw new TokenizerError(
-          `special tokens ${JSON.stringify(other)} and ${JSON.stringify(token)} are the same bytes`,
-        );
-      }
-      textOfSpecial.set(id, token);
       specials.set(token, id);
     }
     this.specialTokens = specials;
@@ -164,10 +177,10 @@ export class Vocabulary {
     return this.#byPair[slot] === 0 ? NO_RANK : this.#byPair[slot + 2];
   }
 
-  // The two below are methods, not loops in the constructor, since the JIT compiles what is called often sooner: GPT-2's
+  // The three below are methods, not loops in the constructor, since the JIT compiles what is called often sooner: GPT-2's
   // vocabulary takes a fifth less time.
 
-  /** Enters a token whose bytes go to `this.bytes[end…]`. */
+  /** Lets a token's bytes be `this.bytes[end…]`. */
   #addToken(id: number, token: Uint8Array, end: number): void {
     const { bytes, packed } = this;
     const { length } = token;
@@ -175,7 +188,11 @@ export class Vocabulary {
     for (let i = 0; i < length; i++) bytes[end + i] = token[i]; // tokens are short: `set` costs more
     this.start[id] = end;
     this.length[id] = length;
-    const slot = this.#slotOf(token, 0, length);
+  }
+
+  /** Lets `idOf` find a token. */
+  #enterToken(id: number, token: Uint8Array): void {
+    const slot = this.#slotOf(token, 0, token.length);
     const taken = this.#byBytes[slot];
     if (taken > 0) throw new TokenizerError(`token ${showToken(token)} has two ids, ${taken - 1} and ${id}`);
     this.#byBytes[slot] = id + 1;

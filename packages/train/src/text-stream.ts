@@ -1,4 +1,7 @@
-/** Text as its tokens come: whole characters alone, and nothing from the first stop string on. */
+/**
+ * Text as its tokens come: whole characters alone, and nothing from the first stop string on. An id that the tokenizer
+ * lacks is no text: a model may have more rows than there are tokens.
+ */
 import type { StreamingDecoder, Tokenizer } from "@mantou/tokenizer";
 
 export class TextStream {
@@ -8,17 +11,21 @@ export class TextStream {
   /** Whether a stop string has come. */
   stopped = false;
 
-  /** @param stop strings that end the text; they are not part of it */
+  /**
+   * @param stop strings that end the text; they are not part of it
+   * @param continues whether the text goes on from a prompt
+   */
   constructor(
-    tokenizer: Tokenizer,
+    private readonly tokenizer: Tokenizer,
     readonly stop: readonly string[] = [],
+    continues = false,
   ) {
-    this.#decoder = tokenizer.createDecoder();
+    this.#decoder = tokenizer.createDecoder({ continues });
   }
 
   /** Takes a token and returns the text that is certain by now, often none. */
   push(token: number): string {
-    return this.#take(this.#decoder.push(token));
+    return this.tokenizer.vocab.has(token) ? this.#take(this.#decoder.push(token)) : "";
   }
 
   /** The rest, when no more tokens come. */

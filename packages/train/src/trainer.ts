@@ -88,13 +88,13 @@ export function sampleText(
   tokenizer: Tokenizer,
   options: { prompt: string; maxTokens: number; seed: number; temperature?: number; topP?: number },
 ): string {
-  const decoder = tokenizer.createDecoder();
+  const decoder = tokenizer.createDecoder({ continues: options.prompt !== "" });
   let text = options.prompt;
   for (const token of sampleTokens(model, tokenizer, options)) text += decoder.push(token);
   return text + decoder.finish();
 }
 
-/** The tokens that follow a prompt, ending before `<|endoftext|>`. */
+/** The tokens that follow a prompt, ending before the end of the document. */
 export function sampleTokens(
   model: TransformerLM,
   tokenizer: Tokenizer,

@@ -116,7 +116,7 @@ await runCommand(async (argv) => {
   while (shown < count) {
     while (samples.length < count && batch.size < batch.slots) {
       const sequence = batch.add(tokens, { ...sampling, seed: seed + samples.length, stopTokens });
-      const sample = { sequence, stream: new TextStream(tokenizer, stop), unseen: "" };
+      const sample = { sequence, stream: new TextStream(tokenizer, stop, prompt !== ""), unseen: "" };
       samples.push(sample);
       active.add(sample);
     }

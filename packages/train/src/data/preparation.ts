@@ -9,6 +9,7 @@ import { writeAtomically } from "@mantou/model";
 import { Tokenizer } from "@mantou/tokenizer";
 import { loadTokenizer, saveTokenizer } from "@mantou/tokenizer/files";
 import { UserError } from "../errors.ts";
+import { documentMarks } from "../prompt.ts";
 import { type DatasetManifest, MANIFEST, type ShardInfo } from "../shards.ts";
 import { removeTemporaries } from "../temporaries.ts";
 import { END_OF_TEXT, type Piece, documentsOf } from "./documents.ts";
@@ -70,7 +71,7 @@ export async function prepareDataset(options: PrepareOptions): Promise<{ manifes
     tokenizerHash: tokenizer.hash,
     vocabSize: tokenizer.vocabSize,
     dtype: tokenizer.vocabSize <= 0x1_0000 ? "uint16" : "uint32",
-    endOfDocument: tokenizer.specialTokens.get(END_OF_TEXT) ?? null,
+    endOfDocument: documentMarks(tokenizer)?.end.id ?? null,
     train: part("train"),
     val: part("val"),
   };

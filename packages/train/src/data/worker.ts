@@ -7,6 +7,7 @@ import type { Tokenizer } from "@mantou/tokenizer";
 import { loadTokenizer } from "@mantou/tokenizer/files";
 import { TokenWriter, sidecarPath } from "../dataset.ts";
 import { UserError } from "../errors.ts";
+import { documentMarks } from "../prompt.ts";
 import { type Piece, documentsOf } from "./documents.ts";
 import { type PieceRecord, recordPath, shardName } from "./records.ts";
 
@@ -42,7 +43,7 @@ self.onmessage = async ({ data: request }: MessageEvent<WorkRequest>) => {
 async function prepare({ directory, index, piece, field, heldOut }: WorkRequest): Promise<void> {
   tokenizer ??= loadTokenizer(join(directory, "tokenizer.json"));
   const about = { vocabSize: tokenizer.vocabSize, tokenizerHash: tokenizer.hash };
-  const end = tokenizer.specialTokens.get("<|endoftext|>");
+  const marks = documentMarks(tokenizer);
   const paths = { train: join(directory, shardName("train", index)), val: join(directory, shardName("val", index)) };
   const counts = { train: { documents: 0, bytes: 0 }, val: { documents: 0, bytes: 0 } };
   using train = new TokenWriter(paths.train, about);
@@ -57,8 +58,10 @@ async function prepare({ directory, index, piece, field, heldOut }: WorkRequest)
     count++;
     const ids = tokenizer.encode(document);
     const writer = part === "val" ? val : train;
+    // Where one token does for both, a document begins after the end of another.
+    if (marks !== undefined && marks.begin.id !== marks.end.id) writer.append(Int32Array.of(marks.begin.id));
     writer.append(ids);
-    if (end !== undefined) writer.append(Int32Array.of(end));
+    if (marks !== undefined) writer.append(Int32Array.of(marks.end.id));
     counts[part].documents++;
     counts[part].bytes += Buffer.byteLength(document);
   }

@@ -3,6 +3,7 @@ import { type ModelConfig, type ResolvedModelConfig, resolveModelConfig } from "
 import { z } from "zod";
 import { MODEL_USES } from "../config.ts";
 import { UserError } from "../errors.ts";
+import type { DocumentMark } from "../prompt.ts";
 
 /** Settings that any Llama model may have; all others must be as here. */
 const FREE: readonly string[] = [
@@ -37,7 +38,7 @@ export function checkLlama(config: ResolvedModelConfig): void {
 export function toHuggingFaceConfig(
   config: ResolvedModelConfig,
   dtype: string,
-  endOfText: number | undefined,
+  marks?: { begin: DocumentMark; end: DocumentMark },
 ): Record<string, unknown> {
   checkLlama(config);
   return {
@@ -59,8 +60,8 @@ export function toHuggingFaceConfig(
     rope_theta: config.ropeTheta,
     rope_scaling: ropeScalingOf(config),
     tie_word_embeddings: config.tieEmbeddings,
-    bos_token_id: endOfText ?? null,
-    eos_token_id: endOfText ?? null,
+    bos_token_id: marks?.begin.id ?? null,
+    eos_token_id: marks?.end.id ?? null,
     pad_token_id: null,
     torch_dtype: dtype,
   };

@@ -9,7 +9,7 @@ import {
 } from "@mantou/model";
 import type { Tokenizer } from "@mantou/tokenizer";
 import { UserError } from "../errors.ts";
-import { END_OF_TEXT } from "../prompt.ts";
+import { documentMarks } from "../prompt.ts";
 import { checkLlama } from "./config.ts";
 import { type GgufTensor, type GgufValue, ggufChunks } from "./gguf.ts";
 import { DIGITS_GPT2, printableVocabulary } from "./tokenizer.ts";
@@ -161,13 +161,13 @@ function tokenizerMetadata(tokenizer: Tokenizer, vocabSize: number): Record<stri
   const { tokens, merges } = printableVocabulary(tokenizer);
   const specials = new Set(tokenizer.specialTokens.values());
   const ids = Array.from({ length: vocabSize }, (_, id) => id);
-  const end = tokenizer.specialTokens.get(END_OF_TEXT);
+  const marks = documentMarks(tokenizer);
   const ends: Record<string, GgufValue> =
-    end === undefined
+    marks === undefined
       ? {}
       : {
-          "tokenizer.ggml.bos_token_id": { type: "uint32", value: end },
-          "tokenizer.ggml.eos_token_id": { type: "uint32", value: end },
+          "tokenizer.ggml.bos_token_id": { type: "uint32", value: marks.begin.id },
+          "tokenizer.ggml.eos_token_id": { type: "uint32", value: marks.end.id },
         };
   return {
     "tokenizer.ggml.model": { type: "string", value: "gpt2" },

@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { type TensorEntry, type TransformerLM, safetensorsChunks, writeAtomically } from "@mantou/model";
 import type { Tokenizer } from "@mantou/tokenizer";
 import { toHuggingFace } from "@mantou/tokenizer/formats";
-import { END_OF_TEXT } from "../prompt.ts";
+import { documentMarks } from "../prompt.ts";
 import { toHuggingFaceConfig } from "./config.ts";
 import { llamaTensors, toHalfSplit } from "./weights.ts";
 
@@ -31,18 +31,17 @@ export function exportHuggingFace(
   { dtype, maxShardBytes = 5e9 }: HuggingFaceOptions,
 ): string[] {
   const { config } = model;
-  const endOfText = tokenizer.specialTokens.get(END_OF_TEXT);
-  const end = endOfText === undefined ? null : END_OF_TEXT;
+  const marks = documentMarks(tokenizer);
   const texts = {
-    "config.json": toHuggingFaceConfig(config, HF_DTYPES[dtype], endOfText),
-    "generation_config.json": { bos_token_id: endOfText ?? null, eos_token_id: endOfText ?? null },
+    "config.json": toHuggingFaceConfig(config, HF_DTYPES[dtype], marks),
+    "generation_config.json": { bos_token_id: marks?.begin.id ?? null, eos_token_id: marks?.end.id ?? null },
     "tokenizer.json": toHuggingFace(tokenizer),
     "tokenizer_config.json": {
       tokenizer_class: "PreTrainedTokenizerFast",
       model_max_length: config.contextLength,
       clean_up_tokenization_spaces: false,
-      bos_token: end,
-      eos_token: end,
+      bos_token: marks?.begin.text ?? null,
+      eos_token: marks?.end.text ?? null,
       add_bos_token: false,
       add_eos_token: false,
     },

@@ -1,6 +1,6 @@
 /** Tokenizers that come with a Hugging Face checkpoint, and the texts that GGUF has for their tokens. */
-import { Tokenizer, TokenizerError } from "@mantou/tokenizer";
-import { parseHuggingFace, toHuggingFace } from "@mantou/tokenizer/formats";
+import { type Tokenizer, TokenizerError } from "@mantou/tokenizer";
+import { fromHuggingFace, toHuggingFace } from "@mantou/tokenizer/formats";
 import { UserError } from "../errors.ts";
 
 /** GPT-2's pattern on what lies between single digits: the two splits of SmolLM's tokenizers in one. */
@@ -13,12 +13,12 @@ export const DIGITS_GPT2 = String.raw`\p{N}|'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?[^\s
  */
 export function readHuggingFaceTokenizer(text: string, label: string): Tokenizer {
   try {
-    return new Tokenizer(parseHuggingFace(withoutDigitSplit(text)));
+    return fromHuggingFace(withoutDigitSplit(text));
   } catch (error) {
     if (!(error instanceof TokenizerError)) throw error;
     const message = error.message.replace(/^tokenizer\.json/, label);
     throw new UserError(message.includes(label) ? message : `${label}: ${message}`, {
-      fix: "import a checkpoint with a byte-level tokenizer, as Llama 3 has, or give one with --tokenizer to train on with",
+      fix: "import a checkpoint with a BPE tokenizer, as Llama 2 and 3 have, or give one with --tokenizer to train on with",
       cause: error,
     });
   }

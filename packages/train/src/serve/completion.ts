@@ -42,7 +42,7 @@ export function complete(
   const jobs: Job[] = prompts.flatMap(({ tokens, text }, p) =>
     Array.from({ length: n }, (_, i) => {
       const index = p * n + i;
-      const stream = new TextStream(tokenizer, stop);
+      const stream = new TextStream(tokenizer, stop, text !== "");
       const give = (piece: string, finish: Finish | null) => {
         if (piece !== "" || finish !== null) ready.push({ index, text: piece, finish });
         wake();
