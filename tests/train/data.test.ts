@@ -228,6 +228,12 @@ test("the command: trains a tokenizer, survives SIGKILL, and what it made can be
   expect(evaluated.stdout).toContain("bits per byte");
   const refused = await place.run("train", ...smallFlags, "--data", "prepared", "--val", text);
   expect(refused.stderr).toContain("which brings its own");
+  // A run to start from must have the tokenizer of the data.
+  const on = { init: "runs/prepared", data: "prepared", name: "on", steps: 1, "model.contextLength": 16, batchSize: 2 };
+  await place.succeed("train", ...flags({ ...on, precision: "fp32", threads: 1, evalBatches: 1 }));
+  saveTokenizer(Tokenizer.train("abc abc abc", { vocabSize: 257 }), place.path("other.json"));
+  const other = await place.run("train", ...smallFlags, "--data", "prepared", "--tokenizer.path", "other.json");
+  expect(other.stderr).toContain("--data prepared was prepared with another tokenizer than other.json");
   // A shard that was changed is noticed.
   writeFileSync(place.path("prepared/train-00000.bin"), "short");
   expect((await place.run("train", ...smallFlags, ...flags({ ...run, name: "changed" }))).stderr).toContain("sidecar");

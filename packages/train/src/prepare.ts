@@ -82,18 +82,18 @@ export function checkSources(config: DataConfig): void {
   }
 }
 
-/** A prepared data set brings its own validation part and tokenizer. */
-function checkDirectory(path: string, config: DataConfig): void {
-  readManifest(path);
-  for (const [flag, value] of [
-    ["--val", config.val],
-    ["--tokenizer.path", config.tokenizer.path],
-  ]) {
-    if (value === undefined) continue;
-    throw new UserError(`${flag} ${value} does not go with --data ${path}, which brings its own`, {
-      fix: `leave ${flag} out`,
+/** A prepared data set brings its own validation part, and a tokenizer, which must be that of a run to start from. */
+function checkDirectory(path: string, { val, tokenizer }: DataConfig): void {
+  const { tokenizerHash } = readManifest(path);
+  if (val !== undefined) {
+    throw new UserError(`--val ${val} does not go with --data ${path}, which brings its own`, {
+      fix: "leave --val out",
     });
   }
+  if (tokenizer.path === undefined || loadTokenizer(tokenizer.path).hash === tokenizerHash) return;
+  throw new UserError(`--data ${path} was prepared with another tokenizer than ${tokenizer.path}`, {
+    fix: `prepare it with --tokenizer ${tokenizer.path}, or leave --tokenizer.path out`,
+  });
 }
 
 /**
