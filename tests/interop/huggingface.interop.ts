@@ -220,7 +220,7 @@ describe("import", () => {
     expect(manifest.endOfDocument).toBe(end);
     const ids = new Uint16Array(readFileSync(join(prepared, manifest.train.shards[0].file)).buffer);
     expect([ids[0], ids.at(-1)]).toEqual([begin, end]);
-    expect(tokenizer.decode(ids.subarray(1, ids.indexOf(end)))).toBe(story.slice(0, story.indexOf("<|endoftext|>")));
+    expect(story.split("<|endoftext|>")).toContain(tokenizer.decode(ids.subarray(1, ids.indexOf(end))));
     const own = { init: run(2), data: prepared, name: "prepared", steps: 2, batchSize: 2, threads: 1 };
     await place.succeed("train", ...flags({ ...own, "model.contextLength": 48, evalBatches: 2 }));
   });

@@ -258,7 +258,7 @@ describe("export and import", () => {
     writeFileSync(join(other, "tokenizer.json"), JSON.stringify(json));
     const out = place.path("runs/replaced");
     const refused = await place.run("import", "--from", other, "--out", out);
-    expect([refused.code, refused.stderr]).toEqual([2, expect.stringContaining("byte_fallback")]);
+    expect([refused.code, refused.stderr]).toEqual([2, expect.stringContaining("with byte fallback")]);
     expect(refused.stderr).toContain("--tokenizer");
     const argv = ["--from", other, "--out", out, "--tokenizer", join(hf, "tokenizer.json")];
     const { stdout } = await place.succeed("import", ...argv);

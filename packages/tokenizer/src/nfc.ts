@@ -133,18 +133,13 @@ export function normalizeText(text: string): string {
 
 /** Marks in canonical order (Unicode, D109): by their combining classes; those of class 0 stay where they are. */
 function sortMarks(text: string): string {
-  const marks = Array.from(text, (mark) => mark.normalize("NFD")).join("");
-  const swap = (a: string, b: string): boolean => `${a}${b}`.normalize("NFD") !== `${a}${b}`;
+  const marks = Array.from(text, (mark) => mark.normalize("NFD"));
+  const swap = (a: string, b: string): boolean => (a + b).normalize("NFD") !== a + b;
   // U+0345 has the greatest class: whatever else has one swaps with it
-  const moving = [...new Set(marks)].filter((mark) => mark === "\u0345" || swap("\u0345", mark)).join("");
-  if (moving === "") return marks;
-  const ranks = new Map<string, number>();
-  let last = "";
-  for (const mark of moving.normalize("NFD")) {
-    ranks.set(mark, (ranks.get(last) ?? 0) + Number(swap(mark, last)));
-    last = mark;
-  }
-  return marks.replace(new RegExp(`[${moving}]+`, "gu"), (run) =>
-    [...run].sort((a, b) => ranks.get(a)! - ranks.get(b)!).join(""),
-  );
+  const moving = [...new Set(marks.join(""))].filter((mark) => swap("\u0345", mark)).join("");
+  return marks
+    .join("")
+    .replace(new RegExp(`[${moving}\u0345]+`, "gu"), (run) =>
+      [...run].sort((a, b) => Number(swap(a, b)) - Number(swap(b, a))).join(""),
+    );
 }

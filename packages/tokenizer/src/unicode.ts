@@ -31,7 +31,7 @@ export const FINE_CLASSES = new Uint8Array(0x110000);
 const CLASSES = new Uint8Array(0x110000);
 
 let end = 0;
-for (const [, length, letter] of CLASS_RUNS.matchAll(/([0-9a-z]*)([A-Z])/g)) {
+for (const [, letter, length] of CLASS_RUNS.matchAll(/([A-Z])([0-9a-z]*)/g)) {
   const start = end;
   end += parseInt(length || "1", 36);
   const fine = "OLNS-UDM".indexOf(letter); // in the order of the numbers above

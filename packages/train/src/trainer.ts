@@ -19,6 +19,7 @@ import { UpdateProbe, bytesPerToken, flopsPerToken, measurePeak } from "./measur
 import type { RunDirectory } from "./run.ts";
 import { appendSample, truncateSamples } from "./samples.ts";
 import { learningRate } from "./schedule.ts";
+import { TextStream } from "./text-stream.ts";
 
 export interface TrainerOptions {
   run: RunDirectory;
@@ -88,10 +89,10 @@ export function sampleText(
   tokenizer: Tokenizer,
   options: { prompt: string; maxTokens: number; seed: number; temperature?: number; topP?: number },
 ): string {
-  const decoder = tokenizer.createDecoder({ continues: options.prompt !== "" });
+  const stream = new TextStream(tokenizer, [], options.prompt !== "");
   let text = options.prompt;
-  for (const token of sampleTokens(model, tokenizer, options)) text += decoder.push(token);
-  return text + decoder.finish();
+  for (const token of sampleTokens(model, tokenizer, options)) text += stream.push(token);
+  return text + stream.finish();
 }
 
 /** The tokens that follow a prompt, ending before the end of the document. */
