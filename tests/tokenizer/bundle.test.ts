@@ -1,6 +1,6 @@
 /**
- * What is published: the build stays small, its declarations are there, Node runs it with workers, and the demo page works
- * in a browser. Node and Chromium are used where they are installed.
+ * What is published: the build stays small, its declarations are there, Node and Deno run it with workers, and the demo
+ * page works in a browser. Each is used where it is installed.
  */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
@@ -38,13 +38,19 @@ test("the browser's file has at most 20 kB gzipped, and there are declarations",
 
 const node = Bun.which("node");
 const isNewEnough = node !== null && Number(/^v(\d+)/.exec(run([node, "--version"]))?.[1]) >= 20;
+const deno = Bun.which("deno");
+const runtimes: [name: string, command: string[] | undefined][] = [
+  ["Node", isNewEnough ? [node!] : undefined],
+  ["Deno", deno === null ? undefined : [deno, "run", "--quiet", "--allow-read"]],
+];
 
-test.skipIf(!isNewEnough)(
-  "Node trains, encodes and decodes, with workers too",
-  () => {
-    const text = `the cat's mat, 말하다 😀\n`.repeat(250_000);
-    writeFileSync(join(directory, "text.txt"), text);
-    const script = `
+describe.each(runtimes)("%s", (_name, command) => {
+  test.skipIf(command === undefined)(
+    "trains, encodes and decodes, with workers too",
+    () => {
+      const text = `the cat's mat, 말하다 😀\n`.repeat(250_000);
+      writeFileSync(join(directory, "text.txt"), text);
+      const script = `
     import { Tokenizer } from ${JSON.stringify(pathToFileURL(join(dist, "index.js")).href)};
     import { encodeFile, trainFromFiles } from ${JSON.stringify(pathToFileURL(join(dist, "files.js")).href)};
     const tokenizer = await trainFromFiles("text.txt", { vocabSize: 290, workers: 2, pattern: "o200k" });
@@ -52,16 +58,17 @@ test.skipIf(!isNewEnough)(
     const { tokens } = await encodeFile(tokenizer, "text.txt", () => undefined, { workers: 2 });
     console.log(JSON.stringify({ hash: tokenizer.hash, tokens, text: tokenizer.decode(tokenizer.encode("말 😀")) }));
   `;
-    writeFileSync(join(directory, "script.mjs"), script);
-    const tokenizer = Tokenizer.train(text, { vocabSize: 290, pattern: "o200k" });
-    expect(JSON.parse(run([node!, join(directory, "script.mjs")]))).toEqual({
-      hash: tokenizer.hash,
-      tokens: tokenizer.count(text),
-      text: "말 😀",
-    });
-  },
-  60_000,
-);
+      writeFileSync(join(directory, "script.mjs"), script);
+      const tokenizer = Tokenizer.train(text, { vocabSize: 290, pattern: "o200k" });
+      expect(JSON.parse(run([...command!, join(directory, "script.mjs")]))).toEqual({
+        hash: tokenizer.hash,
+        tokens: tokenizer.count(text),
+        text: "말 😀",
+      });
+    },
+    60_000,
+  );
+});
 
 const chromium = ["chromium", "chromium-browser", "google-chrome"].map((name) => Bun.which(name)).find(Boolean);
 
