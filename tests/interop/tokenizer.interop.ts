@@ -128,3 +128,26 @@ describe("tokenizers of SentencePiece's family, as TinyLlama has them", () => {
     }
   });
 });
+
+describe("training with ties as others decide them", () => {
+  // few letters, short words: most pairs have the count of many others
+  let state = 5;
+  const random = (n: number): number => {
+    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+    return Math.floor((state / 2 ** 32) * n);
+  };
+  const word = (letters: string) =>
+    Array.from({ length: 1 + random(9) }, () => letters[random(letters.length)]).join("");
+  const corpora = {
+    id: Array.from({ length: 3000 }, () => word("abcdxyz")).join("\n"),
+    huggingface: Array.from({ length: 3000 }, () => word("abz éß말!0")).join(" ") + mixedText(200_000, 13),
+  };
+
+  test.each(["id", "huggingface"] as const)("%s: the merges of their BpeTrainer", async (ties) => {
+    const size = 2000;
+    const { merges } = await python<{ merges: [string, string][] }>("train_bpe.py", { text: corpora[ties], size });
+    const ours = Tokenizer.train(corpora[ties], { vocabSize: size, ties });
+    expect(merges.length).toBeGreaterThan(1000);
+    expect(JSON.parse(toHuggingFace(ours)).model.merges).toEqual(merges);
+  });
+});

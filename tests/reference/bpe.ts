@@ -53,8 +53,16 @@ function mergeWord(word: string[], left: string, right: string): string[] {
   return merged;
 }
 
-/** Merges for words (byte strings) with counts: recounts every pair before each merge. */
-export function trainWords(words: Map<string, number>, numMerges: number, minFrequency = 1): [string, string][] {
+/**
+ * Merges for words (byte strings) with counts: recounts every pair before each merge. Among pairs of the same count the
+ * greatest bytes win; by "id" the lowest ids, the left one's first, which is rustbpe's rule.
+ */
+export function trainWords(
+  words: Map<string, number>,
+  numMerges: number,
+  minFrequency = 1,
+  ties: "bytes" | "id" = "bytes",
+): [string, string][] {
   const merges: [string, string][] = [];
   let split = Array.from(words, ([word, count]) => ({ tokens: [...word], count }));
   while (merges.length < numMerges) {
@@ -67,7 +75,9 @@ export function trainWords(words: Map<string, number>, numMerges: number, minFre
         pairs.set(key, pair);
       }
     }
-    const order = (x: string, y: string): number => (x < y ? 1 : x > y ? -1 : 0);
+    const id = (token: string): number =>
+      token.length === 1 ? token.charCodeAt(0) : 256 + merges.findIndex(([left, right]) => left + right === token);
+    const order = (x: string, y: string): number => (ties === "id" ? id(x) - id(y) : x < y ? 1 : x > y ? -1 : 0);
     const [best] = [...pairs.values()].sort(
       (a, b) => b.count - a.count || order(a.left, b.left) || order(a.right, b.right),
     );

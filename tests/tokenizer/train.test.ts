@@ -24,8 +24,10 @@ describe("merges equal those of the naive reference", () => {
     fc.assert(
       fc.property(words, (list) => {
         const map = new Map(list);
-        const { merges } = trainBpe(countsOf(map), { numMerges: 60 });
-        expect(readable(merges)).toEqual(trainWords(map, 60));
+        for (const ties of ["bytes", "id"] as const) {
+          const { merges } = trainBpe(countsOf(map), { numMerges: 60, ties });
+          expect(readable(merges)).toEqual(trainWords(map, 60, 1, ties));
+        }
       }),
       { numRuns: 300, interruptAfterTimeLimit: 3000 },
     );

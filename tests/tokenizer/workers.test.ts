@@ -119,6 +119,8 @@ describe("workers", () => {
     expect(seen.at(-1)).toBe(1);
     const tokenizer = await trainFromFiles([long], { ...options, workers: 2 });
     expect(tokenizer.hash).toBe((await trainFromFiles([long], options)).hash);
+    // the same options for a text in memory, which one thread counts
+    expect(tokenizer.hash).toBe(Tokenizer.train(text, { ...options, workers: 2 }).hash);
     const encode = async (workers: number): Promise<Int32Array> => {
       const ids: Int32Array[] = [];
       const { bytes, tokens } = await encodeFile(tokenizer, long, (part) => void ids.push(part), { workers });

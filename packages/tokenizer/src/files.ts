@@ -138,17 +138,12 @@ export function loadGpt2(
   return withPath(vocabPath, () => new Tokenizer({ ...parseGpt2(vocabText, mergesText), ...options }));
 }
 
-export interface FileTrainOptions extends TrainOptions {
-  /** Threads that count; default 1, which is this one. Merging takes one. */
-  workers?: number;
-}
-
 /**
  * Learns a vocabulary from files of UTF-8 text; no token goes from one file into the next. Other work runs in between.
  *
  * @throws naming the file that cannot be read, before anything is read; the signal's reason when it is aborted.
  */
-export async function trainFromFiles(paths: string | readonly string[], options: FileTrainOptions): Promise<Tokenizer> {
+export async function trainFromFiles(paths: string | readonly string[], options: TrainOptions): Promise<Tokenizer> {
   const run = new TrainingRun(options); // complains before anything is read
   const { onProgress } = options;
   run.addCounts(

@@ -37,6 +37,11 @@ export interface TrainOptions {
   minFrequency?: number;
   /** What decides between pairs of the same count; default "bytes". */
   ties?: Ties;
+  /**
+   * Threads that count files: of `trainFromFiles`, in @mantou/tokenizer/files; default 1, which is this one. Texts that the
+   * program holds or streams are counted by the thread that has them, whatever this says. The merges are the same.
+   */
+  workers?: number;
   /** Called now and then, at least once per phase. */
   onProgress?: (progress: TrainProgress) => void;
   /** Stops the training; the call then throws the signal's reason. */
