@@ -93,12 +93,14 @@ DEVICE Walk merge(const float* walks, int stride, int count, int column) {
 
 // N elements, in one access where they are 16 bytes.
 template <int N, typename T>
-DEVICE void load_elements(float (&values)[N], const T* from) {
+DEVICE Pack<T, N> load_pack(const T* from) {
   if constexpr (N * sizeof(T) == 16) {
-    load(values, from);
+    return *reinterpret_cast<const Pack<T, N>*>(from);
   } else {
+    Pack<T, N> pack;
 #pragma unroll
-    for (int e = 0; e < N; e++) values[e] = to_float(from[e]);
+    for (int e = 0; e < N; e++) pack.values[e] = from[e];
+    return pack;
   }
 }
 
@@ -118,14 +120,15 @@ GLOBAL void LAUNCH_BOUNDS(WARPS * 32, 2) attend_one(Attention p, Split split) {
 
   const int warp = warp_of_thread(), lane = lane_of_thread();
   const auto column = [&](int i) { return (i * split.lanes + lane % split.lanes) * N; };
+  // A lane beyond the end of a row reads its beginning, times a query of 0.
+  const auto place = [&](int i) { return column(i) < p.dim ? column(i) : 0; };
   float query[PACKS][N] = {}, sum[PACKS][N] = {};
 #pragma unroll
   for (int i = 0; i < PACKS; i++) {
     if (column(i) >= p.dim) continue;
-    load_elements(query[i], q + column(i));
 #pragma unroll
     for (int e = 0; e < N; e += 2) {
-      float2 pair = make_float2(query[i][e], query[i][e + 1]);
+      float2 pair = load_pair(q + column(i) + e);
       if (p.q_rope) pair = rotate(pair, load_pair(p.q_rope + int64_t{start} * p.dim + column(i) + e));
       query[i][e] = pair.x * p.scale;
       query[i][e + 1] = pair.y * p.scale;
@@ -138,22 +141,24 @@ GLOBAL void LAUNCH_BOUNDS(WARPS * 32, 2) attend_one(Attention p, Split split) {
   for (int64_t first = int64_t{warp * split.parts + static_cast<int>(blockIdx.y)} * of_warp; first < keys;
        first += int64_t{WARPS} * split.parts * of_warp) {
     const int64_t key = first + lane / split.lanes * AT_ONCE;
-    float scores[AT_ONCE] = {}, values[AT_ONCE][PACKS][N] = {};
+    // All loads before anything that waits for one, and none on a condition: beyond the end the last key is read again.
+    Pack<T, N> key_packs[AT_ONCE][PACKS], values[AT_ONCE][PACKS];
 #pragma unroll
     for (int n = 0; n < AT_ONCE; n++) {
+      const int64_t row = (key + n < keys ? key + n : keys - 1) * p.kv_stride;
 #pragma unroll
       for (int i = 0; i < PACKS; i++) {
-        if (key + n >= keys || column(i) >= p.dim) continue;
-        float elements[N];
-        load_elements(elements, k + (key + n) * p.kv_stride + column(i));
-        load_elements(values[n][i], v + (key + n) * p.kv_stride + column(i));
-#pragma unroll
-        for (int e = 0; e < N; e++) scores[n] = fmaf(query[i][e], elements[e], scores[n]);
+        key_packs[n][i] = load_pack<N>(k + row + place(i));
+        values[n][i] = load_pack<N>(v + row + place(i));
       }
     }
-    float highest = most;
+    float highest = most, scores[AT_ONCE] = {};
 #pragma unroll
     for (int n = 0; n < AT_ONCE; n++) {
+#pragma unroll
+      for (int i = 0; i < PACKS; i++)
+#pragma unroll
+        for (int e = 0; e < N; e++) scores[n] = fmaf(query[i][e], to_float(key_packs[n][i].values[e]), scores[n]);
       for (int step = split.lanes / 2; step > 0; step /= 2) scores[n] += __shfl_xor_sync(ALL_LANES, scores[n], step);
       if (key + n >= keys) scores[n] = -INFINITY;
       highest = fmaxf(highest, scores[n]);
@@ -172,7 +177,7 @@ GLOBAL void LAUNCH_BOUNDS(WARPS * 32, 2) attend_one(Attention p, Split split) {
 #pragma unroll
       for (int i = 0; i < PACKS; i++)
 #pragma unroll
-        for (int e = 0; e < N; e++) sum[i][e] = fmaf(weight, values[n][i][e], sum[i][e]);
+        for (int e = 0; e < N; e++) sum[i][e] = fmaf(weight, to_float(values[n][i].values[e]), sum[i][e]);
     }
   }
 
