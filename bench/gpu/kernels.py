@@ -304,7 +304,7 @@ def cases(big):
             for tb in (0, 1):
                 yield f"matmul {m} x {n} x {k}, {'NT'[ta]}{'NT'[tb]}", matmul, (m, n, k, ta, tb)
     for dim in (16, 32, 64, 128):
-        for length in [1, 64, 77] + ([193, 1024, 2047] if big else []):
+        for length in [1, 64, 77, 260] + ([193, 1024, 2047] if big else []):
             yield f"attention T = {length}, head {dim}", attention, (2, length, 4, 2, dim)
     for dim in (16, 64, 128):
         for capacity, starts in [(300, [0, 31, 256, 299]), (1100, [0, 255, 256, 1023, 1099])]:

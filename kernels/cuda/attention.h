@@ -229,6 +229,42 @@ DEVICE void multiply_fragments(float (&sum)[DOWN][Tile::COLUMNS / 8][4], const f
   }
 }
 
+// Deltas, the row sums of doutput * output, of the rows that a thread has fetched, in `deltas` (shared) and, where `to`
+// is not null, in device memory. A row's chunks lie in neighbouring lanes.
+template <typename Loader, typename Tile>
+DEVICE void compute_deltas(Tile doutput, const bf16* output, int64_t stride, int count, float* deltas, float* to) {
+  for (int i = 0; i < Loader::ROUNDS; i++) {
+    const int r = Loader::row(i);
+    float sum = 0;
+    if (r < count) {
+      const uint4 a = *reinterpret_cast<const uint4*>(doutput.chunk(r, Loader::column()));
+      const uint4 b = *reinterpret_cast<const uint4*>(output + r * stride + Loader::column() * CHUNK);
+      const uint32_t x[4] = {a.x, a.y, a.z, a.w}, y[4] = {b.x, b.y, b.z, b.w};
+#pragma unroll
+      for (int e = 0; e < 4; e++) {
+        const float2 left = unpack_bf16(x[e]), right = unpack_bf16(y[e]);
+        sum = fmaf(left.x, right.x, fmaf(left.y, right.y, sum));
+      }
+    }
+#pragma unroll
+    for (int step = 1; step < Tile::CHUNKS; step *= 2) sum += __shfl_xor_sync(ALL_LANES, sum, step);
+    if (Loader::column() == 0) {
+      deltas[r] = sum;
+      if (to && r < count) to[r] = sum;
+    }
+  }
+}
+
+template <int DOWN, int FRAGMENTS>
+DEVICE void scale_all(float (&sum)[DOWN][FRAGMENTS][4], float factor) {
+#pragma unroll
+  for (int i = 0; i < DOWN; i++)
+#pragma unroll
+    for (int j = 0; j < FRAGMENTS; j++)
+#pragma unroll
+      for (int e = 0; e < 4; e++) sum[i][j][e] *= factor;
+}
+
 // Turns a warp's accumulator rows back: row i stands where row `first` + i of the sequence does, if i < count.
 template <int DOWN, int FRAGMENTS>
 DEVICE void turn_back(float (&sum)[DOWN][FRAGMENTS][4], const Rotation& rotation, int first, int count) {
@@ -290,6 +326,9 @@ inline bool on_tensor_cores(int32_t dtype, int64_t dim, int64_t q_stride, int64_
 // Forward: for any heads, and for those that `on_tensor_cores` refuses.
 int32_t attend(const mantou_context* context, const char* name, int32_t dtype, const Attention& problem);
 int32_t attend_scalar(const mantou_context* context, const char* name, int32_t dtype, const Attention& problem);
+// Whether a block can hold a whole head (that the kernels on tensor cores take), and backward where it can.
+bool is_short(const mantou_context* context, const AttentionBackward& problem);
+int32_t attend_short_backward(const mantou_context* context, const AttentionBackward& problem);
 int32_t attend_scalar_backward(const mantou_context* context, int32_t dtype, const AttentionBackward& problem);
 
 // check_attention, and that the kernels can count in int.

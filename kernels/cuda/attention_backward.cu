@@ -44,44 +44,6 @@ struct Tiles {
   }
 };
 
-// Deltas of the rows that a thread has fetched, in `deltas` (shared) and in device memory. A row's chunks lie in
-// neighbouring lanes.
-template <int DIM>
-DEVICE void compute_deltas(typename Plan<DIM>::Held doutput, const bf16* output, int64_t stride, int count,
-                               float* deltas, float* to) {
-  using Loader = typename Plan<DIM>::HeldLoader;
-  for (int i = 0; i < Loader::ROUNDS; i++) {
-    const int r = Loader::row(i);
-    float sum = 0;
-    if (r < count) {
-      const uint4 a = *reinterpret_cast<const uint4*>(doutput.chunk(r, Loader::column()));
-      const uint4 b = *reinterpret_cast<const uint4*>(output + r * stride + Loader::column() * CHUNK);
-      const uint32_t x[4] = {a.x, a.y, a.z, a.w}, y[4] = {b.x, b.y, b.z, b.w};
-#pragma unroll
-      for (int e = 0; e < 4; e++) {
-        const float2 left = unpack_bf16(x[e]), right = unpack_bf16(y[e]);
-        sum = fmaf(left.x, right.x, fmaf(left.y, right.y, sum));
-      }
-    }
-#pragma unroll
-    for (int step = 1; step < Plan<DIM>::Held::CHUNKS; step *= 2) sum += __shfl_xor_sync(ALL_LANES, sum, step);
-    if (Loader::column() == 0) {
-      deltas[r] = sum;
-      if (r < count) to[r] = sum;
-    }
-  }
-}
-
-template <int DOWN, int FRAGMENTS>
-DEVICE void scale_all(float (&sum)[DOWN][FRAGMENTS][4], float factor) {
-#pragma unroll
-  for (int i = 0; i < DOWN; i++)
-#pragma unroll
-    for (int j = 0; j < FRAGMENTS; j++)
-#pragma unroll
-      for (int e = 0; e < 4; e++) sum[i][j][e] *= factor;
-}
-
 // dQ of a block of queries of one head, and its deltas.
 template <int DIM>
 GLOBAL void LAUNCH_BOUNDS(Plan<DIM>::THREADS, 1) differentiate_queries(AttentionBackward p, Order order) {
@@ -119,7 +81,7 @@ GLOBAL void LAUNCH_BOUNDS(Plan<DIM>::THREADS, 1) differentiate_queries(Attention
   fetch(last_block);
   cp_async_wait<0>();
   P::HeldLoader::turn(tiles.held(0), rotation, first, count);
-  compute_deltas<DIM>(tiles.held(1), static_cast<const bf16*>(p.output) + offset, width, count, deltas,
+  compute_deltas<typename P::HeldLoader>(tiles.held(1), static_cast<const bf16*>(p.output) + offset, width, count, deltas,
                       p.delta + statistics);
   __syncthreads();
 
@@ -332,6 +294,7 @@ int32_t mantou_attention_backward(mantou_context* context, int32_t dtype, int64_
                                static_cast<float*>(workspace)};
   if (!on_tensor_cores(dtype, head_dim, q_stride, kv_stride, doutput, q, k, v, rope, output, dq, dk, dv))
     return attend_scalar_backward(context, dtype, p);
+  if (is_short(context, p)) return attend_short_backward(context, p);
   switch (p.dim) {
     case 16: return launch_backward<16>(context, p);
     case 32: return launch_backward<32>(context, p);

@@ -52,6 +52,7 @@ static int32_t fill_in(mantou_context* context, int32_t device) {
   context->device = device;
   context->multiprocessors = properties.multiProcessorCount;
   context->cache_bytes = properties.l2CacheSize;
+  context->shared_bytes = static_cast<int64_t>(properties.sharedMemPerBlockOptin);
   context->memory_bytes = static_cast<int64_t>(properties.totalGlobalMem);
   CHECK_CUDA(cudaStreamCreateWithFlags(&context->stream, cudaStreamNonBlocking));
   CHECK_CUDA(cudaStreamCreateWithFlags(&context->copy_stream, cudaStreamNonBlocking));

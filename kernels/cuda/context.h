@@ -51,6 +51,7 @@ struct mantou_context {
   int multiprocessors;
   int64_t memory_bytes;
   int64_t cache_bytes;       // second-level cache
+  int64_t shared_bytes;      // that a block may have at most
   cudaStream_t stream;       // compute
   cudaStream_t copy_stream;
   cudaEvent_t event;         // of mantou_stream_wait

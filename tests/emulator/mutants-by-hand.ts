@@ -23,13 +23,14 @@ export const TESTS: Record<string, { tests: string[]; pattern: string }> = {
   },
   "attention_cached.cu": {
     tests: tests("attention", "refusals"),
-    pattern: "with a cache|single tokens|a cache that|a slot that",
+    pattern: "emulated.*(with a cache|single tokens)|a cache that|a slot that",
   },
   "attention.h": {
     tests: tests("attention", "refusals"),
     pattern: "(1|17|64|65|77|33|193)\\], |a cache that|a slot that",
   },
-  "attention_backward.cu": { tests: tests("attention"), pattern: "bfloat16.*(1|64|65|77|193)\\], " },
+  "attention_backward.cu": { tests: tests("attention"), pattern: "bfloat16.*(77|129|193|257)\\], .*forward" },
+  "attention_short.cu": { tests: tests("attention"), pattern: "bfloat16.*(1|33|64|65|256)\\], .*(16|32) .*forward" },
   "attention_scalar.cu": { tests: tests("attention"), pattern: "float32.*(1|17|64|65|77|33|193)\\], " },
   "tensor_tile.h": { tests: tests("attention"), pattern: "bfloat16.*(65|77|193)\\], " },
 };
@@ -181,6 +182,19 @@ export const BY_HAND: Record<string, [before: string, after: string, kind: strin
     ["head.v + key * p.kv_stride", "head.v", "wrong address"],
     ["work.head / (p.heads / p.kv_heads);", "work.head % p.kv_heads;", "wrong head"],
   ],
+  "attention_short.cu": [
+    ["((turn & 1) * 4 + which)", "which", "buffer used too early"],
+    ["(step & 1) * STRIP", "0", "buffer used too early"],
+    [">= first_key + e / 2 * 8", "> first_key + e / 2 * 8", "mask off by one"],
+    ["if (first_key < query + STRIP)", "if (first_key < query)", "bound wrong"],
+    ["key < first + 16; key += 16", "key < first; key += 16", "bound wrong"],
+    ["(e % 2 ? delta.y : delta.x)", "delta.x", "wrong column"],
+    ["turn % group < group - 1", "false", "gradient cut short"],
+    ["dk[0][j][e] = dv[0][j][e] = 0;", "dk[0][j][e] = 0;", "sum not cleared"],
+    ["{p.gradient_rope, positions, 0}, first,", "{p.rope, positions, 0}, first,", "gradient not turned back"],
+    ["write_rows<1>(dk, tile(VALUES)", "write_rows<1>(dk, tile(KEYS)", "buffer used too early"],
+    ["int64_t{turn / group} * gridDim.x", "int64_t{turn} * gridDim.x", "wrong head"],
+  ],
   "attention_cached.cu": [
     ["places.start(sequence) + row % p.length;", "row % p.length;", "wrong place"],
     ["first += int64_t{WARPS} * split.parts * of_warp", "first += int64_t{WARPS} * of_warp", "wrong stride"],
@@ -206,7 +220,6 @@ export const BY_HAND: Record<string, [before: string, after: string, kind: strin
     ["rotated ? nullptr : rope", "rope", "rotated twice"],
     ["work.head * group + step / blocks", "work.head * group", "wrong head"],
     ["if (behind >= STRIP) continue;", "if (behind >= 0) continue;", "bound wrong"],
-    ["deltas[r] = sum;", "deltas[r] = 0;", "value dropped"],
   ],
   "attention_scalar.cu": [
     ["tx() + j * SIDE <= last ?", "tx() + j * SIDE < last ?", "mask off by one"],

@@ -49,10 +49,14 @@ onEveryType((subject) => {
     { batch: 3, length: 65, heads: 3, kvHeads: 1, headDim: 6 }, // a GPU takes them together by five: five, and four
     { batch: 2, length: 77, heads: 2, kvHeads: 1, headDim: 64 },
     { batch: 1, length: 128, heads: 1, kvHeads: 1, headDim: 32 },
+    { batch: 5, length: 33, heads: 2, kvHeads: 1, headDim: 32 },
     { batch: 1, length: 129, heads: 2, kvHeads: 1, headDim: 64 },
     { batch: 1, length: 193, heads: 2, kvHeads: 2, headDim: 128 },
     { batch: 1, length: 193, heads: 6, kvHeads: 3, headDim: 10 },
     { batch: 1, length: 300, heads: 1, kvHeads: 1, headDim: 34 },
+    { batch: 1, length: 256, heads: 6, kvHeads: 6, headDim: 16 },
+    { batch: 1, length: 257, heads: 2, kvHeads: 1, headDim: 16 },
+    { batch: 1, length: 257, heads: 1, kvHeads: 1, headDim: 32 },
     { batch: 3, length: 33, heads: 8, kvHeads: 2, headDim: 8 },
     { batch: 1, length: 40, heads: 1, kvHeads: 1, headDim: 256 },
   ];
