@@ -123,11 +123,12 @@ int32_t mantou_context_create(int32_t device, int32_t threads, mantou_context** 
   const int64_t bytes = threads * SCRATCH_BYTES;
   void* scratch = nullptr;
   mantou_context* created = new (std::nothrow) mantou_context;
-  if (!created || posix_memalign(&scratch, 4096, static_cast<size_t>(bytes)) != 0) {
+  if (!created || posix_memalign(&scratch, mantou::LARGE_PAGE, static_cast<size_t>(bytes)) != 0) {
     delete created;
     return mantou::fail(MANTOU_OUT_OF_MEMORY, "%s: no %lld bytes of scratch memory for %d threads", __func__,
                         static_cast<long long>(bytes), threads);
   }
+  mantou::advise_large_pages(scratch, bytes);
   created->threads = threads;
   created->scratch = static_cast<char*>(scratch);
   created->instructions = instructions;

@@ -18,7 +18,7 @@ constexpr int64_t SCRATCH_BYTES = int64_t{4} << 20;
 
 struct mantou_context {
   int threads;
-  char* scratch;  // threads * SCRATCH_BYTES, aligned to 4096
+  char* scratch;  // threads * SCRATCH_BYTES, aligned to LARGE_PAGE
   const mantou::InstructionSet* instructions;
 
   template <typename T>
@@ -26,6 +26,16 @@ struct mantou_context {
     return reinterpret_cast<T*>(scratch + thread * SCRATCH_BYTES);
   }
 };
+
+namespace mantou {
+
+// The usual size of the large pages that an operating system may back memory with.
+constexpr int64_t LARGE_PAGE = int64_t{2} << 20;
+
+// Advises the system to back this memory, aligned to LARGE_PAGE, with large pages.
+void advise_large_pages(void* memory, int64_t bytes);
+
+}  // namespace mantou
 
 MANTOU_NAMESPACE
 

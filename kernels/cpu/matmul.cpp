@@ -127,6 +127,7 @@ void multiply_rectangle(const Product<In, float>& product, int64_t m0, int64_t m
           for (int64_t j = j0; j < j1; j += NR) {
             const float* const panel = packed_b + (j - j0) * depth;
             float* const c = product.c + i * product.ldc + j;
+            prefetch_tile(rows, smaller(NR, j1 - j), c, product.ldc);
             if (j1 - j <= NARROW) narrow_tile(rows, j1 - j, depth, strip, panel, c, product.ldc, accumulate);
             else tile(rows, smaller(NR, j1 - j), depth, strip, MR, panel, NR, c, product.ldc, accumulate);
           }
@@ -180,42 +181,47 @@ void multiply(const mantou_context* context, const Product<In, Out>& product) {
 
 // ---- few rows -------------------------------------------------------------------------------------------------------
 
-// c[i * ldc + j] (+)= x[i] . w[j] for ROWS rows of x and COLUMNS of w, while the next rows of w are fetched from memory
-// (past the last one that is harmless).
-template <int ROWS, int COLUMNS, typename In, typename Out>
-void inner_products(int64_t k, const In* x, int64_t ldx, const In* w, int64_t ldw, Out* c, int64_t ldc,
+// Bytes from what is being multiplied to what is fetched from memory meanwhile (past the last row that is harmless).
+constexpr int64_t AHEAD = 2048;
+
+// c[i * ldc + j] (+)= x[i] . w[j] for ROWS rows of x and `count` <= LANES of w. Row after row of w, so that memory is
+// read in one stream.
+template <int ROWS, typename In, typename Out>
+void inner_products(int64_t count, int64_t k, const In* x, int64_t ldx, const In* w, int64_t ldw, Out* c, int64_t ldc,
                     bool accumulate) {
-  Vector sum[ROWS][COLUMNS] = {};
-  for_vectors(k, [&](int64_t p, auto part) {
-    Vector weight[COLUMNS];
-    MANTOU_UNROLL for (int j = 0; j < COLUMNS; j++) {
-      weight[j] = load(w + j * ldw + p, part);
-      __builtin_prefetch(w + (COLUMNS + j) * ldw + p);
-    }
-    MANTOU_UNROLL for (int i = 0; i < ROWS; i++) {
-      const Vector value = load(x + i * ldx + p, part);
-      MANTOU_UNROLL for (int j = 0; j < COLUMNS; j++) sum[i][j] += value * weight[j];
-    }
-  });
-  for (int i = 0; i < ROWS; i++)
-    for (int j = 0; j < COLUMNS; j++) {
-      const float value = horizontal_sum(sum[i][j]);
-      c[i * ldc + j] = from_float<Out>(accumulate ? to_float(c[i * ldc + j]) + value : value);
-    }
+  constexpr int CHAINS = 4;
+  Vector sums[ROWS][LANES] = {};
+  for (int64_t j = 0; j < count; j++, w += ldw) {
+    Vector sum[ROWS][CHAINS] = {};
+    int64_t p = 0;
+    for (; p + CHAINS * LANES <= k; p += CHAINS * LANES)
+      MANTOU_UNROLL for (int v = 0; v < CHAINS; v++) {
+        const int64_t at = p + v * LANES;
+        __builtin_prefetch(reinterpret_cast<const char*>(w + at) + AHEAD);
+        const Vector weight = load(w + at);
+        MANTOU_UNROLL for (int i = 0; i < ROWS; i++) sum[i][v] += load(x + i * ldx + at) * weight;
+      }
+    for_vectors(k - p, [&](int64_t rest, auto part) {
+      const Vector weight = load(w + p + rest, part);
+      MANTOU_UNROLL for (int i = 0; i < ROWS; i++) sum[i][0] += load(x + i * ldx + p + rest, part) * weight;
+    });
+    MANTOU_UNROLL for (int i = 0; i < ROWS; i++) sums[i][j] = (sum[i][0] + sum[i][1]) + (sum[i][2] + sum[i][3]);
+  }
+  for (int i = 0; i < ROWS; i++, c += ldc) {
+    transpose(sums[i]);
+    Vector total = sums[i][0];
+    MANTOU_UNROLL for (int lane = 1; lane < LANES; lane++) total += sums[i][lane];
+    for_vectors(count, [&](int64_t j, auto part) { store(c + j, accumulate ? load(c + j, part) + total : total, part); });
+  }
 }
 
 template <int ROWS, typename In, typename Out>
 void multiply_few_rows(const mantou_context* context, const Product<In, Out>& product) {
-  const int64_t grain = larger(4, THREAD_WORK / larger(1, ROWS * product.k));
+  const int64_t grain = larger(LANES, THREAD_WORK / larger(1, ROWS * product.k));
   parallel_for(context, product.n, grain, [&](int64_t begin, int64_t end, int) {
-    const In* w = product.b + begin * product.ldb;
-    int64_t j = begin;
-    for (; j + 4 <= end; j += 4, w += 4 * product.ldb)
-      inner_products<ROWS, 4>(product.k, product.a, product.lda, w, product.ldb, product.c + j, product.ldc,
-                              product.accumulate);
-    for (; j < end; j++, w += product.ldb)
-      inner_products<ROWS, 1>(product.k, product.a, product.lda, w, product.ldb, product.c + j, product.ldc,
-                              product.accumulate);
+    for (int64_t j = begin; j < end; j += LANES)
+      inner_products<ROWS>(smaller(LANES, end - j), product.k, product.a, product.lda, product.b + j * product.ldb,
+                           product.ldb, product.c + j, product.ldc, product.accumulate);
   });
 }
 

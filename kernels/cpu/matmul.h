@@ -23,6 +23,14 @@ struct Product {
   bool accumulate;
 };
 
+// Asks for a tile of C that is about to be computed: it comes from memory while its sums grow.
+template <typename Out>
+void prefetch_tile(int64_t rows, int64_t columns, const Out* c, int64_t ldc) {
+  constexpr int64_t LINE = 64 / sizeof(Out);
+  for (int64_t r = 0; r < rows; r++)
+    for (int64_t j = 0; j < columns; j += LINE) __builtin_prefetch(c + r * ldc + j, 1);
+}
+
 // Divides C [m, n] into a grid of rectangles of whole ROWS x COLUMNS tiles for the context's threads, and runs
 // body(m0, m1, n0, n1, thread) for each.
 template <int ROWS, int COLUMNS, typename Body>

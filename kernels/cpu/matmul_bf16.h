@@ -226,6 +226,7 @@ void multiply_rectangle(const Product<bfloat16, Out>& product, int64_t m0, int64
             const float* const panel = panels + (j - j0) * pairs;
             const int64_t columns = smaller(COLUMNS, j1 - j);
             Out* const c = product.c + i * product.ldc + j;
+            if (last || std::is_same_v<Out, float>) prefetch_tile(rows, columns, c, product.ldc);
             if constexpr (std::is_same_v<Out, float>) {
               if (rows == ROWS && columns == COLUMNS) {
                 unit.multiply(pairs, strip, panel, c, product.ldc, product.accumulate || block > 0);

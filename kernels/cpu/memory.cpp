@@ -8,32 +8,38 @@
 
 #include "context.h"
 
+using mantou::LARGE_PAGE;
+
 constexpr int64_t ALIGNMENT = 256;
 constexpr int64_t MIB = int64_t{1} << 20;
 
+void mantou::advise_large_pages(void* memory, int64_t bytes) {
+#if defined(__linux__)
+  madvise(memory, static_cast<size_t>(bytes), MADV_HUGEPAGE);  // may be refused
+#else
+  (void)memory, (void)bytes;
+#endif
+}
+
 // calloc takes large blocks as untouched zero pages, so they cost nothing before they are used. It aligns to 16 bytes
-// only: the block begins at the next multiple of ALIGNMENT, with calloc's own address in the eight bytes before it.
+// only: the block begins at the next multiple of its alignment, with calloc's own address in the eight bytes before it.
+// What can fill a large page is aligned to one: fewer pages mean fewer misses in the address translation.
 static int32_t allocate(const char* function, int64_t bytes, void** memory) {
   *memory = nullptr;
   CHECK(bytes >= 0, "%s: bytes is %lld; it must not be negative", function, static_cast<long long>(bytes));
   // Systems that overcommit promise any size and kill the process when it is used; what can never fit is refused.
   const int64_t page = sysconf(_SC_PAGESIZE), pages = sysconf(_SC_PHYS_PAGES);
   const bool fits = pages <= 0 || bytes / page <= pages;
-  char* block = fits ? static_cast<char*>(std::calloc(1, static_cast<size_t>(bytes) + ALIGNMENT)) : nullptr;
+  const int64_t alignment = bytes < LARGE_PAGE ? ALIGNMENT : LARGE_PAGE;
+  char* block = fits ? static_cast<char*>(std::calloc(1, static_cast<size_t>(bytes + alignment))) : nullptr;
   if (!block) {
     return mantou::fail(MANTOU_OUT_OF_MEMORY, "%s: no memory for %lld bytes (the machine has %lld MiB)", function,
                         static_cast<long long>(bytes), static_cast<long long>(page * pages / MIB));
   }
-  const uintptr_t address = reinterpret_cast<uintptr_t>(block);
-  char* aligned = block + (ALIGNMENT - address % ALIGNMENT);  // 1 to 256 bytes on; a multiple of 16
+  const int64_t past = reinterpret_cast<intptr_t>(block) % alignment;
+  char* aligned = block + (alignment - past);  // a multiple of 16 bytes on, and at least 16
   std::memcpy(aligned - sizeof block, &block, sizeof block);
-#if defined(__linux__)
-  if (bytes >= 4 * MIB) {  // fewer, larger pages: fewer misses in the address translation
-    const uintptr_t size = static_cast<uintptr_t>(page), end = address + static_cast<uintptr_t>(bytes);
-    const uintptr_t first = (address + size - 1) / size * size;
-    madvise(reinterpret_cast<void*>(first), end / size * size - first, MADV_HUGEPAGE);  // advice: may be refused
-  }
-#endif
+  if (alignment == LARGE_PAGE) mantou::advise_large_pages(aligned, bytes / LARGE_PAGE * LARGE_PAGE);
   *memory = aligned;
   return MANTOU_OK;
 }
