@@ -12,46 +12,11 @@
 // for all blocks of queries and all heads of the group that reads them.
 #include "attention.h"
 
-#include <cmath>
-
+#include "attention_bf16.h"
 #include "context.h"
 
 namespace mantou {
 namespace {
-
-// `queries` rows per sequence, of which row t sees the keys 0 .. start + t; the keys and values of a sequence lie in its
-// slot. T is the type of q, k, v and output.
-template <typename T>
-struct Attention {
-  int64_t batch, queries, heads, kv_heads, dim;
-  const int32_t *starts, *slots;  // [batch], or null: all start at 0, sequence b in slot b
-  float scale;
-  const T* q;
-  int64_t q_stride;
-  const T *k, *v;
-  int64_t kv_stride, kv_rows;  // kv_rows: rows from one slot to the next
-  const float *q_rope, *k_rope;
-  const int32_t* positions;  // [batch, queries] or null
-  T* output;
-  float* lse;  // may be null
-
-  int64_t start(int64_t sequence) const { return starts ? starts[sequence] : 0; }
-  int64_t slot(int64_t sequence) const { return slots ? slots[sequence] : sequence; }
-
-  // Of all the sequences'.
-  int64_t largest_start() const {
-    int64_t result = 0;
-    for (int64_t i = 0; i < batch; i++) result = larger(result, start(i));
-    return result;
-  }
-};
-
-template <int... I>
-constexpr IntVector lane_numbers(std::integer_sequence<int, I...>) {
-  return IntVector{I...};
-}
-
-constexpr IntVector LANE = lane_numbers(std::make_integer_sequence<int, LANES>());
 
 // One thread's scratch.
 template <typename T>
@@ -75,7 +40,7 @@ class Worker {
     const Rotation rotation = {p.q_rope, p.positions ? p.positions + row : nullptr, start};
     load_tile(count, p.dim, width, p.q + row * p.q_stride + head * p.dim, p.q_stride, rotation, p.scale, rows);
     transpose_tile(round_up(count, LANES), width, rows, width, queries);
-    for (int64_t i = 0; i < BLOCK; i++) maxima[i] = -INFINITY, totals[i] = 0;
+    softmax.reset();
 
     const int64_t keys = start + count;
     for (int64_t key = 0; key < keys; key += BLOCK) {
@@ -84,15 +49,7 @@ class Worker {
       add_block(count, smaller(BLOCK, keys - key), start - key, tile, tile + BLOCK * width, key > 0);
     }
 
-    T* to = p.output + (row * p.heads + head) * p.dim;
-    for (int64_t i = 0; i < count; i++, to += p.heads * p.dim) {
-      const float factor = 1 / totals[i];
-      const float* sum = sums + i * width;
-      for_vectors(p.dim, [&](int64_t c, auto part) { store(to + c, load(sum + c) * factor, part); });
-    }
-    if (p.lse)
-      for (int64_t i = 0; i < count; i++)
-        p.lse[(sequence * p.heads + head) * p.queries + first + i] = maxima[i] + std::log(totals[i]);
+    write_output(p, softmax, sequence, head, first, count, sums, width);
   }
 
  private:
@@ -124,13 +81,7 @@ class Worker {
           tile(smaller(MR, keys - r), smaller(NR, columns - c), p.dim, transposed_keys + r, BLOCK, queries + c, BLOCK,
                scores + r * BLOCK + c, BLOCK, false);
 
-    float corrections[BLOCK];
-    bool corrected = false;
-    for (int64_t c = 0; c < columns; c += LANES) corrected |= weigh(c, keys, ahead + c, corrections + c);
-    if (accumulate && corrected)
-      for (int64_t i = 0; i < count; i++)
-        for (int64_t c = 0; c < width; c += LANES)
-          store(sums + i * width + c, load(sums + i * width + c) * corrections[i]);
+    if (softmax.weigh(count, keys, ahead, scores, scores) && accumulate) softmax.correct(count, width, sums);
 
     for (int64_t i = 0; i < count; i += MR) {
       const int64_t strip = smaller(MR, count - i);
@@ -140,53 +91,18 @@ class Worker {
     }
   }
 
-  // Turns the scores of the LANES queries in columns [c, c + LANES) into weights exp(score - maximum), 0 where the key
-  // lies past the query. `corrections` receives what earlier sums are to be multiplied by; false if that is 1.
-  bool weigh(int64_t c, int64_t keys, int64_t ahead, float* corrections) {
-    // Keys that all of the queries see, and keys that any of them sees.
-    const int64_t all = larger(0, smaller(keys, ahead + 1));
-    const int64_t any = larger(0, smaller(keys, ahead + LANES));
-    float* const column = scores + c;
-    const Vector before = load(maxima + c);
-    Vector most = before;
-    const auto seen = [&](int64_t key) { return LANE >= static_cast<int32_t>(key - ahead); };
-    for (int64_t key = 0; key < all; key++) most = maximum(load(column + key * BLOCK), most);
-    for (int64_t key = all; key < any; key++)
-      most = maximum(seen(key) ? load(column + key * BLOCK) : splat(-INFINITY), most);
-
-    Vector total{};
-    for (int64_t key = 0; key < all; key++) {
-      const Vector weight = exp(load(column + key * BLOCK) - most);
-      store(column + key * BLOCK, weight);
-      total += weight;
-    }
-    for (int64_t key = all; key < any; key++) {
-      const Vector weight = seen(key) ? exp(load(column + key * BLOCK) - most) : Vector{};
-      store(column + key * BLOCK, weight);
-      total += weight;
-    }
-    for (int64_t key = any; key < keys; key++) store(column + key * BLOCK, Vector{});
-
-    const Vector correction = exp(before - most);
-    store(corrections, correction);
-    store(maxima + c, most);
-    store(totals + c, load(totals + c) * correction + total);
-    for (int i = 0; i < LANES; i++)
-      if (corrections[i] != 1) return true;
-    return false;
-  }
-
   const Attention<T>& p;
   const int64_t width;
   float *scores, *rows, *queries, *sums, *slots;
   int64_t slot_count;
-  float maxima[BLOCK], totals[BLOCK];
+  RunningSoftmax softmax;
   // Blocks [0, loaded) of the keys of this head lie in their slots.
   int64_t loaded_sequence = -1, loaded_head = -1, loaded = 0;
 };
 
-template <typename T>
-void attend(const mantou_context* context, const Attention<T>& p) {
+// Runs a worker of type OneWorker on each thread, over its share of the blocks of queries.
+template <typename OneWorker, typename T>
+void attend_by(const mantou_context* context, const Attention<T>& p) {
   const int64_t blocks = (p.queries + BLOCK - 1) / BLOCK;
   // Block i costs as many blocks of keys as it sees, here reckoned as if all sequences started where the last one does;
   // begin_of(i) of a head's cost lies before it.
@@ -195,13 +111,26 @@ void attend(const mantou_context* context, const Attention<T>& p) {
   const int64_t head_cost = begin_of(blocks);
   const int64_t grain = larger(1, (int64_t{1} << 17) / (BLOCK * BLOCK * p.dim));
   parallel_for(context, p.batch * p.heads * head_cost, grain, [&](int64_t begin, int64_t end, int thread) {
-    Worker<T> worker(p, context->thread_scratch<float>(thread));
+    OneWorker worker(p, context->thread_scratch<float>(thread));
     for (int64_t item = begin / head_cost; item * head_cost < end; item++)
       for (int64_t block = 0; block < blocks; block++) {
         const int64_t at = item * head_cost + begin_of(block);
         if (begin <= at && at < end) worker.run(item / p.heads, item % p.heads, block);
       }
   });
+}
+
+template <typename T>
+void attend(const mantou_context* context, const Attention<T>& p) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    const bool done = with_pairs(context, [&](auto unit) {
+      attend_by<PairWorker<typename decltype(unit)::type>>(context, p);
+    });
+    if (done) return;
+  }
+#endif
+  attend_by<Worker<T>>(context, p);
 }
 
 // ---- one new token per sequence -------------------------------------------------------------------------------------

@@ -5,6 +5,8 @@
 // taken from transposed tiles (summed over head_dim) and weighted sums from tiles by rows (summed over rows).
 #pragma once
 
+#include <cmath>
+
 #include "rope.h"
 
 MANTOU_NAMESPACE
@@ -61,6 +63,170 @@ inline void multiply_tiles(int64_t rows, int64_t columns, int64_t k, const float
     for (int64_t j = 0; j < columns; j += NR)
       tile(smaller(MR, rows - r), smaller(NR, columns - j), k, a + r, a_stride, b + j, b_stride, c + r * ldc + j, ldc,
            accumulate);
+}
+
+// ---- forward --------------------------------------------------------------------------------------------------------
+
+// `queries` rows per sequence, of which row t sees the keys 0 .. start + t; the keys and values of a sequence lie in its
+// slot. T is the type of q, k, v and output.
+template <typename T>
+struct Attention {
+  int64_t batch, queries, heads, kv_heads, dim;
+  const int32_t *starts, *slots;  // [batch], or null: all start at 0, sequence b in slot b
+  float scale;
+  const T* q;
+  int64_t q_stride;
+  const T *k, *v;
+  int64_t kv_stride, kv_rows;  // kv_rows: rows from one slot to the next
+  const float *q_rope, *k_rope;
+  const int32_t* positions;  // [batch, queries] or null
+  T* output;
+  float* lse;  // may be null
+
+  int64_t start(int64_t sequence) const { return starts ? starts[sequence] : 0; }
+  int64_t slot(int64_t sequence) const { return slots ? slots[sequence] : sequence; }
+
+  // Of all the sequences'.
+  int64_t largest_start() const {
+    int64_t result = 0;
+    for (int64_t i = 0; i < batch; i++) result = larger(result, start(i));
+    return result;
+  }
+};
+
+template <int... I>
+constexpr IntVector lane_numbers(std::integer_sequence<int, I...>) {
+  return IntVector{I...};
+}
+
+constexpr IntVector LANE = lane_numbers(std::make_integer_sequence<int, LANES>());
+
+// Softmax over keys that come in blocks: the running maximum and sum of up to BLOCK queries.
+class RunningSoftmax {
+ public:
+  float maxima[BLOCK], totals[BLOCK];
+
+  void reset() {
+    for (int64_t i = 0; i < BLOCK; i++) maxima[i] = -INFINITY, totals[i] = 0;
+  }
+
+  // Turns scores [keys, BLOCK] of `count` queries into weights exp(score - maximum), 0 where the key lies past the
+  // query: query i sees keys 0 .. ahead + i. The two may be one. Whether earlier sums are to be corrected.
+  template <typename T>
+  bool weigh(int64_t count, int64_t keys, int64_t ahead, const float* scores, T* weights) {
+    bool corrected = false;
+    for (int64_t c = 0; c < count; c += LANES) corrected |= weigh_column(c, keys, ahead + c, scores + c, weights + c);
+    return corrected;
+  }
+
+  // Earlier sums [count, width], as of the present maxima.
+  void correct(int64_t count, int64_t width, float* sums) const {
+    for (int64_t i = 0; i < count; i++, sums += width)
+      for (int64_t c = 0; c < width; c += LANES) store(sums + c, load(sums + c) * corrections[i]);
+  }
+
+ private:
+  // The LANES queries from c on.
+  template <typename T>
+  bool weigh_column(int64_t c, int64_t keys, int64_t ahead, const float* column, T* weights) {
+    // Keys that all of the queries see, and keys that any of them sees.
+    const int64_t all = larger(0, smaller(keys, ahead + 1));
+    const int64_t any = larger(0, smaller(keys, ahead + LANES));
+    const Vector before = load(maxima + c);
+    Vector most = before;
+    const auto seen = [&](int64_t key) { return LANE >= static_cast<int32_t>(key - ahead); };
+    for (int64_t key = 0; key < all; key++) most = maximum(load(column + key * BLOCK), most);
+    for (int64_t key = all; key < any; key++)
+      most = maximum(seen(key) ? load(column + key * BLOCK) : splat(-INFINITY), most);
+
+    Vector total{};
+    for (int64_t key = 0; key < all; key++) {
+      const Vector weight = exp(load(column + key * BLOCK) - most);
+      store(weights + key * BLOCK, weight);
+      total += weight;
+    }
+    for (int64_t key = all; key < any; key++) {
+      const Vector weight = seen(key) ? exp(load(column + key * BLOCK) - most) : Vector{};
+      store(weights + key * BLOCK, weight);
+      total += weight;
+    }
+    for (int64_t key = any; key < keys; key++) store(weights + key * BLOCK, Vector{});
+
+    const Vector correction = exp(before - most);
+    store(corrections + c, correction);
+    store(maxima + c, most);
+    store(totals + c, load(totals + c) * correction + total);
+    for (int i = 0; i < LANES; i++)
+      if (corrections[c + i] != 1) return true;
+    return false;
+  }
+
+  float corrections[BLOCK];
+};
+
+// Writes the rows of output and lse that belong to queries [first, first + count) of a head from sums [count, width].
+template <typename T>
+inline void write_output(const Attention<T>& p, const RunningSoftmax& softmax, int64_t sequence, int64_t head,
+                         int64_t first, int64_t count, const float* sums, int64_t width) {
+  T* to = p.output + ((sequence * p.queries + first) * p.heads + head) * p.dim;
+  for (int64_t i = 0; i < count; i++, to += p.heads * p.dim, sums += width) {
+    const float factor = 1 / softmax.totals[i];
+    for_vectors(p.dim, [&](int64_t c, auto part) { store(to + c, load(sums + c) * factor, part); });
+  }
+  if (!p.lse) return;
+  for (int64_t i = 0; i < count; i++)
+    p.lse[(sequence * p.heads + head) * p.queries + first + i] = softmax.maxima[i] + std::log(softmax.totals[i]);
+}
+
+// ---- backward -------------------------------------------------------------------------------------------------------
+
+// T is the type of all but the statistics.
+template <typename T>
+struct AttentionBackward {
+  int64_t batch, length, heads, kv_heads, dim;
+  float scale;
+  const T* doutput;
+  const T* q;
+  int64_t q_stride;
+  const T *k, *v;
+  int64_t kv_stride;
+  const float* rope;
+  const int32_t* positions;
+  bool rotated;  // q and k are rotated already
+  const T* output;
+  const float* lse;
+  T *dq, *dk, *dv;
+  float* delta;  // [batch, heads, length]
+  // Where dq grows: [batch * length, sum_stride]. dq itself, if that is float32.
+  float* dq_sum;
+  int64_t sum_stride;
+
+  Rotation rotation(int64_t row) const { return {rope, positions ? positions + row : nullptr, row % length}; }
+  Rotation rotation_on_load(int64_t row) const { return rotated ? Rotation{} : rotation(row); }
+
+  void write(const float* from, T* to, bool accumulate) const {
+    for_vectors(dim, [&](int64_t c, auto part) {
+      const Vector value = load(from + c, part);
+      store(to + c, accumulate ? load(to + c, part) + value : value, part);
+    });
+  }
+};
+
+// A row of scores becomes weights exp(score - lse), and dweights become dscores; both 0 from key `seen` on. The results
+// may lie where the scores do.
+template <typename T>
+inline void differentiate(int64_t seen, int64_t columns, float lse, float delta, const float* score, const float* dscore,
+                          T* weights, T* dscores) {
+  for_vectors(seen, [&](int64_t c, auto part) {
+    const Vector weight = exp(load(score + c, part, -INFINITY) - lse);
+    const Vector change = load(dscore + c, part) - delta;
+    store(weights + c, weight);
+    store(dscores + c, weight * change);
+  });
+  for (int64_t c = round_up(seen, LANES); c < columns; c += LANES) {
+    store(weights + c, Vector{});
+    store(dscores + c, Vector{});
+  }
 }
 
 }

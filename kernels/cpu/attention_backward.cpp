@@ -11,34 +11,11 @@
 // block of queries needs (Q and dO, by rows and transposed) is kept in the thread's scratch as far as that reaches.
 #include "attention.h"
 
-#include <cmath>
-
+#include "attention_backward_bf16.h"
 #include "context.h"
 
 namespace mantou {
 namespace {
-
-// T is the type of all but the statistics.
-template <typename T>
-struct Backward {
-  int64_t batch, length, heads, kv_heads, dim;
-  float scale;
-  const T* doutput;
-  const T* q;
-  int64_t q_stride;
-  const T *k, *v;
-  int64_t kv_stride;
-  const float* rope;
-  const int32_t* positions;
-  bool rotated;  // q and k are rotated already
-  const T* output;
-  const float* lse;
-  T *dq, *dk, *dv;
-  float* delta;  // [batch, heads, length]
-  // Where dq grows: [batch * length, sum_stride]. dq itself, if that is float32.
-  float* dq_sum;
-  int64_t sum_stride;
-};
 
 // Q (rotated and scaled) and dO of a block of queries.
 struct Queries {
@@ -48,7 +25,7 @@ struct Queries {
 template <typename T>
 class Worker {
  public:
-  Worker(const Backward<T>& problem, float* scratch) : p(problem), width(round_up(problem.dim, LANES)) {
+  Worker(const AttentionBackward<T>& problem, float* scratch) : p(problem), width(round_up(problem.dim, LANES)) {
     const int64_t size = BLOCK * width;
     weights = scratch;
     dscores = weights + BLOCK * BLOCK;
@@ -74,11 +51,6 @@ class Worker {
   }
 
  private:
-  Rotation rotation(int64_t row) const {
-    return {p.rope, p.positions ? p.positions + row : nullptr, row % p.length};
-  }
-  Rotation rotation_on_load(int64_t row) const { return p.rotated ? Rotation{} : rotation(row); }
-
   // The block of keys from `key` on, against all queries of `head`.
   void add_keys(int64_t sequence, int64_t head, int64_t kv_head, int64_t key, bool accumulate) {
     const int64_t count = smaller(BLOCK, p.length - key);
@@ -87,7 +59,7 @@ class Worker {
     const int64_t offset = row * p.kv_stride + kv_head * p.dim;
     load_tile(count, p.dim, width, p.v + offset, p.kv_stride, {}, 1, rows);
     transpose_tile(padded, width, rows, width, transposed_values);
-    load_tile(count, p.dim, width, p.k + offset, p.kv_stride, rotation_on_load(row), 1, keys);
+    load_tile(count, p.dim, width, p.k + offset, p.kv_stride, p.rotation_on_load(row), 1, keys);
     transpose_tile(padded, width, keys, width, transposed_keys);
     // By rows the keys serve dQ alone, which wants the scale.
     for (int64_t i = 0; i < count * width; i += LANES) store(keys + i, load(keys + i) * p.scale);
@@ -95,9 +67,9 @@ class Worker {
     for (int64_t query = key; query < p.length; query += BLOCK) add_tile(sequence, head, key, count, query);
 
     for (int64_t i = 0; i < count; i++) {
-      if (p.rope) rotate_row(p.dim, rotation(row).row(i, p.dim), true, dkeys + i * width, dkeys + i * width);
-      write(dkeys + i * width, p.dk + offset + i * p.kv_stride, accumulate);
-      write(dvalues + i * width, p.dv + offset + i * p.kv_stride, accumulate);
+      if (p.rope) rotate_row(p.dim, p.rotation(row).row(i, p.dim), true, dkeys + i * width, dkeys + i * width);
+      p.write(dkeys + i * width, p.dk + offset + i * p.kv_stride, accumulate);
+      p.write(dvalues + i * width, p.dv + offset + i * p.kv_stride, accumulate);
     }
   }
 
@@ -121,7 +93,7 @@ class Worker {
     const int64_t statistics = (sequence * p.heads + head) * p.length + query;
     for (int64_t r = 0; r < queries; r++)
       differentiate(diagonal ? r + 1 : count, columns, p.lse[statistics + r], p.delta[statistics + r],
-                    weights + r * BLOCK, dscores + r * BLOCK);
+                    weights + r * BLOCK, dscores + r * BLOCK, weights + r * BLOCK, dscores + r * BLOCK);
     transpose_tile(round_up(queries, LANES), columns, dscores, BLOCK, transposed_dscores);
 
     for (int64_t r = 0; r < count; r += MR) {
@@ -144,21 +116,8 @@ class Worker {
     T* const to = p.dq + row * p.q_stride + head * p.dim;
     for (int64_t r = 0; r < queries; r++) {
       const float* const sum = dq + r * p.sum_stride;
-      if (p.rope) rotate_row(p.dim, rotation(row).row(r, p.dim), true, sum, to + r * p.q_stride);
-      else if (std::is_same_v<T, bfloat16>) write(sum, to + r * p.q_stride, false);
-    }
-  }
-
-  // A row of scores becomes weights exp(score - lse), and dweights become dscores; both 0 from key `seen` on.
-  static void differentiate(int64_t seen, int64_t columns, float lse, float delta, float* score, float* dscore) {
-    for_vectors(seen, [&](int64_t c, auto part) {
-      const Vector weight = exp(load(score + c, part, -INFINITY) - lse);
-      store(score + c, weight);
-      store(dscore + c, weight * (load(dscore + c, part) - delta));
-    });
-    for (int64_t c = round_up(seen, LANES); c < columns; c += LANES) {
-      store(score + c, Vector{});
-      store(dscore + c, Vector{});
+      if (p.rope) rotate_row(p.dim, p.rotation(row).row(r, p.dim), true, sum, to + r * p.q_stride);
+      else if (std::is_same_v<T, bfloat16>) p.write(sum, to + r * p.q_stride, false);
     }
   }
 
@@ -171,7 +130,7 @@ class Worker {
     const int64_t count = smaller(BLOCK, p.length - query), padded = round_up(count, LANES);
     const int64_t row = sequence * p.length + query;
     const int64_t offset = (row * p.heads + head) * p.dim;
-    load_tile(count, p.dim, width, p.q + row * p.q_stride + head * p.dim, p.q_stride, rotation_on_load(row), p.scale,
+    load_tile(count, p.dim, width, p.q + row * p.q_stride + head * p.dim, p.q_stride, p.rotation_on_load(row), p.scale,
               slot + size);
     transpose_tile(padded, width, slot + size, width, slot);
     load_tile(count, p.dim, width, p.doutput + offset, p.heads * p.dim, {}, 1, slot + 3 * size);
@@ -192,19 +151,34 @@ class Worker {
     return result;
   }
 
-  void write(const float* from, T* to, bool accumulate) const {
-    for_vectors(p.dim, [&](int64_t c, auto part) {
-      const Vector value = load(from + c, part);
-      store(to + c, accumulate ? load(to + c, part) + value : value, part);
-    });
-  }
-
-  const Backward<T>& p;
+  const AttentionBackward<T>& p;
   const int64_t width;
   float *weights, *dscores, *transposed_dscores, *rows, *keys, *transposed_keys, *transposed_values, *dkeys, *dvalues;
   float* slots;
   int64_t slot_count, loaded = 0;  // blocks [0, loaded) of this head's queries lie in their slots
 };
+
+// Runs a worker of type OneWorker on each thread, over its share of the sequences' key/value heads.
+template <typename OneWorker, typename T>
+void differentiate_by(const mantou_context* context, const AttentionBackward<T>& p) {
+  parallel_for(context, p.batch * p.kv_heads, 1, [&](int64_t begin, int64_t end, int thread) {
+    OneWorker worker(p, context->thread_scratch<float>(thread));
+    for (int64_t item = begin; item < end; item++) worker.run(item / p.kv_heads, item % p.kv_heads);
+  });
+}
+
+template <typename T>
+void differentiate_attention(const mantou_context* context, const AttentionBackward<T>& p) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    const bool done = with_pairs(context, [&](auto unit) {
+      differentiate_by<PairBackwardWorker<typename decltype(unit)::type>>(context, p);
+    });
+    if (done) return;
+  }
+#endif
+  differentiate_by<Worker<T>>(context, p);
+}
 
 }  // namespace
 }  // namespace mantou
@@ -239,7 +213,7 @@ int32_t mantou_attention_backward(mantou_context* context, int32_t dtype, int64_
       dq_sum = static_cast<float*>(dq);
       sum_stride = q_stride;
     }
-    const Backward<T> problem = {batch,
+    const AttentionBackward<T> problem = {batch,
                                  sequence_length,
                                  heads,
                                  kv_heads,
@@ -262,10 +236,7 @@ int32_t mantou_attention_backward(mantou_context* context, int32_t dtype, int64_
                                  delta,
                                  dq_sum,
                                  sum_stride};
-    parallel_for(context, batch * kv_heads, 1, [&](int64_t begin, int64_t end, int thread) {
-      Worker<T> worker(problem, context->thread_scratch<float>(thread));
-      for (int64_t item = begin; item < end; item++) worker.run(item / kv_heads, item % kv_heads);
-    });
+    differentiate_attention(context, problem);
   });
   return MANTOU_OK;
 }

@@ -165,12 +165,10 @@ template <typename In, typename Out>
 void multiply(const mantou_context* context, const Product<In, Out>& product) {
 #if defined(__AVX512F__)
   if constexpr (std::is_same_v<In, bfloat16>) {
-    switch (context->instructions->unit) {
-      case ProductUnit::DOTS: return multiply_in_pairs<Dots>(context, product);
-      case ProductUnit::TILES: return multiply_in_pairs<Tiles<HardwareTiles>>(context, product);
-      case ProductUnit::TILE_MODEL: return multiply_in_pairs<Tiles<ModelTiles>>(context, product);
-      case ProductUnit::VECTORS: break;
-    }
+    const bool done = with_pairs(context, [&](auto unit) {
+      multiply_in_pairs<typename decltype(unit)::type>(context, product);
+    });
+    if (done) return;
   }
 #endif
   for_rectangles<MR, NR>(context, product.m, product.n, product.k,

@@ -168,6 +168,21 @@ struct Tiles {
   }
 };
 
+// Pairs that a depth of k elements is packed in.
+template <typename Unit>
+constexpr int64_t pairs_of(int64_t k) {
+  return round_up((k + 1) / 2, Unit::STEP);
+}
+
+// A panel of `columns` <= COLUMNS columns of op(B), [pairs_of(k), COLUMNS], with zeros behind the last k.
+template <typename Unit>
+void pack_panel(bool transposed, int64_t columns, int64_t k, const bfloat16* b, int64_t ldb, float* panel) {
+  if (transposed) pack_transposed<Unit::COLUMNS>(columns, k, b, ldb, panel);
+  else pack_interleaved<Unit::COLUMNS>(columns, k, b, ldb, panel);
+  const int64_t packed = (k + 1) / 2 * Unit::COLUMNS;
+  std::memset(panel + packed, 0, static_cast<size_t>(pairs_of<Unit>(k) * Unit::COLUMNS - packed) * sizeof(float));
+}
+
 // ---- one thread's rectangle -----------------------------------------------------------------------------------------
 
 // Blocks of at most DEPTH pairs of k, MOST_ROWS rows and MOST_COLUMNS columns.
@@ -202,20 +217,14 @@ void multiply_rectangle(const Product<bfloat16, Out>& product, int64_t m0, int64
         const int64_t i1 = smaller(i0 + MOST_ROWS, m1), j1 = smaller(j0 + MOST_COLUMNS, n1);
         const int64_t p = units * block / blocks * 32;
         const int64_t depth = smaller(units * (block + 1) / blocks * 32, product.k) - p;
-        const int64_t pairs = round_up((depth + 1) / 2, Unit::STEP);
+        const int64_t pairs = pairs_of<Unit>(depth);
         const bool last = block == blocks - 1;
         // With one block of k, one block of rows follows the other on the same panels.
         if (blocks > 1 || i0 == m0)
-          for (int64_t j = j0; j < j1; j += COLUMNS) {
-            float* const panel = panels + (j - j0) * pairs;
-            const int64_t columns = smaller(COLUMNS, j1 - j);
-            if (product.transpose_b)
-              pack_transposed<COLUMNS>(columns, depth, product.b + j * product.ldb + p, product.ldb, panel);
-            else
-              pack_interleaved<COLUMNS>(columns, depth, product.b + p * product.ldb + j, product.ldb, panel);
-            const int64_t packed = (depth + 1) / 2 * COLUMNS;
-            std::memset(panel + packed, 0, static_cast<size_t>(pairs * COLUMNS - packed) * sizeof(float));
-          }
+          for (int64_t j = j0; j < j1; j += COLUMNS)
+            pack_panel<Unit>(product.transpose_b, smaller(COLUMNS, j1 - j), depth,
+                             product.b + (product.transpose_b ? j * product.ldb + p : p * product.ldb + j), product.ldb,
+                             panels + (j - j0) * pairs);
         for (int64_t i = i0; i < i1; i += ROWS) {
           const int64_t rows = smaller(ROWS, i1 - i);
           float* const strip = strips + (i - i0) * pairs;
@@ -248,6 +257,25 @@ void multiply_in_pairs(const mantou_context* context, const Product<bfloat16, Ou
       context, product.m, product.n, product.k, [&](int64_t m0, int64_t m1, int64_t n0, int64_t n1, int thread) {
         multiply_rectangle<Unit>(product, m0, m1, n0, n1, context->thread_scratch<float>(thread));
       });
+}
+
+// ---- which unit -----------------------------------------------------------------------------------------------------
+
+template <typename T>
+struct TypeOf {
+  using type = T;
+};
+
+// Calls body(TypeOf<Unit>) with the context's unit; false where it has none.
+template <typename Body>
+bool with_pairs(const mantou_context* context, const Body& body) {
+  switch (context->instructions->unit) {
+    case ProductUnit::DOTS: body(TypeOf<Dots>{}); return true;
+    case ProductUnit::TILES: body(TypeOf<Tiles<HardwareTiles>>{}); return true;
+    case ProductUnit::TILE_MODEL: body(TypeOf<Tiles<ModelTiles>>{}); return true;
+    case ProductUnit::VECTORS: break;
+  }
+  return false;
 }
 
 }

@@ -8,6 +8,7 @@
  * both; who writes values otherwise does so by `Parameter.set`.
  */
 import type { Device } from "./device.ts";
+import { cast } from "./operations.ts";
 import { type FloatType, MANTOU_DTYPES, Tensor, elementCount } from "./tensor.ts";
 
 /** Group starts are aligned to this many elements (256 bytes of bfloat16). */
@@ -38,7 +39,7 @@ export class Parameter {
   /** Replaces value and weight. */
   set(data: Float32Array): void {
     this.value.upload(data);
-    if (this.weight !== this.value) this.weight.upload(data);
+    if (this.weight !== this.value) cast(this.weight, this.value);
   }
 }
 

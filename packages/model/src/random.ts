@@ -12,6 +12,15 @@ function rotate(word: number, places: number): number {
  * Written out, because this is what initialising a large model waits for.
  */
 export function threefry(key0: number, key1: number, counter0: number, counter1: number): [number, number] {
+  mix(key0, key1, counter0, counter1);
+  return [first >>> 0, second >>> 0];
+}
+
+/** What `mix` computed. No pair is returned: a large model's initialisation would leave millions of them behind. */
+let first = 0;
+let second = 0;
+
+function mix(key0: number, key1: number, counter0: number, counter1: number): void {
   const key2 = key0 ^ key1 ^ 0x1bd11bda;
   let a = (counter0 + key0) | 0;
   let b = (counter1 + key1) | 0;
@@ -45,13 +54,14 @@ export function threefry(key0: number, key1: number, counter0: number, counter1:
   b = rotate(b, 6) ^ (a = (a + b) | 0);
   a = (a + key2) | 0;
   b = (b + key0 + 5) | 0;
-  return [a >>> 0, b >>> 0];
+  first = a;
+  second = b;
 }
 
 /** 53 random bits as a whole number. `seed` and `counter`: whole numbers from 0 to 2⁵³ − 1. */
 function bits(seed: number, counter: number): number {
-  const [high, low] = threefry(seed | 0, (seed / 2 ** 32) | 0, counter | 0, (counter / 2 ** 32) | 0);
-  return (high >>> 5) * 0x400_0000 + (low >>> 6);
+  mix(seed | 0, (seed / 2 ** 32) | 0, counter | 0, (counter / 2 ** 32) | 0);
+  return (first >>> 5) * 0x400_0000 + (second >>> 6);
 }
 
 /** A uniform number in [0, 1) with 53 bits. `seed` and `counter`: whole numbers from 0 to 2⁵³ − 1. */
@@ -75,12 +85,14 @@ export class Random {
   /** Fills `target` with normal numbers of standard deviation `sigma`, redrawn outside ±3σ (Box & Muller 1958). */
   truncatedNormal(target: Float32Array, sigma: number): void {
     let index = 0;
+    const place = (value: number) => {
+      if (Math.abs(value) <= 3 && index < target.length) target[index++] = value * sigma;
+    };
     while (index < target.length) {
       const radius = Math.sqrt(-2 * Math.log(1 - this.next()));
       const angle = 2 * Math.PI * this.next();
-      for (const value of [radius * Math.cos(angle), radius * Math.sin(angle)]) {
-        if (Math.abs(value) <= 3 && index < target.length) target[index++] = value * sigma;
-      }
+      place(radius * Math.cos(angle));
+      place(radius * Math.sin(angle));
     }
   }
 }

@@ -288,9 +288,12 @@ export class TransformerLM implements Disposable {
    */
   #initialise(seed: number): void {
     const random = new Random(seed);
-    for (const parameter of this.parameters().values()) {
+    const parameters = [...this.parameters().values()];
+    // One array for all: what is left to the garbage collector counts as memory in use.
+    const room = new Float32Array(new ArrayBuffer(4 * Math.max(0, ...parameters.map(({ value }) => value.count))));
+    for (const parameter of parameters) {
       const { name, shape } = parameter;
-      const data = new Float32Array(parameter.value.count);
+      const data = room.subarray(0, parameter.value.count);
       if (shape.length === 1) data.fill(1);
       else {
         const isEmbedding = name === "token_embeddings.weight" && !this.config.tieEmbeddings;
