@@ -10,6 +10,8 @@ export { type CountOptions, mergeCounts, type PretokenCounts, PretokenStream } f
 export { TIES, type Ties, trainBpe, trainBpeAsync, type TrainBpeOptions, type TrainBpeResult } from "./train.ts";
 export type { TextChunk, TrainOptions, TrainProgress } from "./training.ts";
 export type { IdArray } from "./encoder.ts";
-export { StreamingEncoder, type SpecialOptions, type TextSource, Tokenizer, type TokenOffsets } from "./tokenizer.ts";
+export type { SpecialOptions } from "./splitter.ts";
+export { StreamingEncoder } from "./streaming-encoder.ts";
+export { type TextSource, Tokenizer, type TokenOffsets } from "./tokenizer.ts";
 export { UNICODE_VERSION } from "./unicode.ts";
 export type { TokenizerOptions } from "./vocabulary.ts";

@@ -94,60 +94,58 @@ export class NormalizingFeed implements Feed {
   }
 }
 
-/** Where each byte of a normalized text comes from. */
-export class Alignment {
+/**
+ * Turns ascending places in the normalized text, in bytes, into those in the text; within a change: where it begins.
+ *
+ * @param specials those that are found in the text as it is
+ */
+export function toOriginal(
+  places: Int32Array,
+  text: string,
+  normalizer: Normalizer,
+  specials: SpecialMatcher | null,
+): void {
   /** For each change: where it begins and ends in the text, and in the normalized text. */
-  readonly #changes: number[] = [];
-
-  /** @param specials those that are found in the text as it is */
-  constructor(normalizer: Normalizer, specials: SpecialMatcher | null, text: string | Uint8Array) {
-    let before = 0;
-    let after = 0;
-    let where = TEXT_BEGINS;
-    const feed = new TextFeed(normalizer.pieces, specials, {
-      pieces: (bytes, _view, start, ends, count) => {
-        const end = ends[count - 1];
-        let settled = start; // what lies between changes has its length
-        normalizer.normalize(
-          bytes,
-          start,
-          end,
-          where,
-          () => undefined,
-          (change) => {
-            const from = before + change.start - start;
-            const to = after + change.start - settled;
-            this.#changes.push(from, before + change.end - start, to, to + change.length);
-            after = to + change.length;
-            settled = change.end;
-          },
-        );
-        after += end - settled;
-        before += end - start;
-        where = GOES_ON;
-      },
-      special: (_id, length) => {
-        before += length;
-        after += length;
-        where = STRETCH_BEGINS;
-      },
-    });
-    feed.push(text);
-    feed.finish();
-  }
-
-  /** Turns ascending places in the normalized text into those in the text; within a change: where it begins. */
-  toOriginal(places: Int32Array): void {
-    const changes = this.#changes;
-    let next = 0;
-    let shift = 0; // of what lies behind the last change
-    for (let i = 0; i < places.length; i++) {
-      while (next < changes.length && changes[next + 3] <= places[i]) {
-        shift = changes[next + 1] - changes[next + 3];
-        next += 4;
-      }
-      const inside = next < changes.length && changes[next + 2] < places[i];
-      places[i] = inside ? changes[next] : places[i] + shift;
+  const changes: number[] = [];
+  let before = 0;
+  let after = 0;
+  let where = TEXT_BEGINS;
+  const feed = new TextFeed(normalizer.pieces, specials, {
+    pieces: (bytes, _view, start, ends, count) => {
+      const end = ends[count - 1];
+      let settled = start; // what lies between changes has its length
+      normalizer.normalize(
+        bytes,
+        start,
+        end,
+        where,
+        () => undefined,
+        (change) => {
+          const to = after + change.start - settled;
+          after = to + change.length;
+          changes.push(before + change.start - start, before + change.end - start, to, after);
+          settled = change.end;
+        },
+      );
+      after += end - settled;
+      before += end - start;
+      where = GOES_ON;
+    },
+    special: (_id, length) => {
+      before += length;
+      after += length;
+      where = STRETCH_BEGINS;
+    },
+  });
+  feed.push(text);
+  feed.finish();
+  let next = 0;
+  let shift = 0; // of what lies behind the last change
+  for (let i = 0; i < places.length; i++) {
+    while (changes[next + 3] <= places[i]) {
+      shift = changes[next + 1] - changes[next + 3];
+      next += 4;
     }
+    places[i] = changes[next + 2] < places[i] ? changes[next] : places[i] + shift;
   }
 }

@@ -4,16 +4,17 @@
 import { TokenizerError } from "./errors.ts";
 import { checkId, decodeIdsToBytes, decodeIdsToText, StreamingDecoder } from "./decoder.ts";
 import { EncodingSink, type IdArray, PieceEncoder, type PieceMerge } from "./encoder.ts";
-import { type Feed, TextFeed } from "./feed.ts";
+import type { Feed } from "./feed.ts";
 import { ContentHash } from "./hash.ts";
 import { optionsFromJson, parseJson, vocabularyToJson } from "./json.ts";
 import { NFC } from "./nfc.ts";
-import { Alignment, type Normalizer, NormalizingFeed } from "./normalizing-feed.ts";
+import type { Normalizer } from "./normalizing-feed.ts";
 import { type Pattern, resolvePattern } from "./patterns.ts";
 import type { PretokenCounts } from "./pretokens.ts";
-import { SpecialMatcher } from "./special.ts";
+import { type SpecialOptions, Splitter } from "./splitter.ts";
+import { StreamingEncoder } from "./streaming-encoder.ts";
 import { type TextChunk, type TrainOptions, TrainingRun } from "./training.ts";
-import { encodeUtf8 } from "./utf8.ts";
+import { utf16Offsets } from "./utf8.ts";
 import { type TokenizerOptions, Vocabulary } from "./vocabulary.ts";
 
 /** Code units or bytes of a long chunk that are taken in before ids are handed out. */
@@ -21,14 +22,6 @@ const STEP = 1 << 17;
 
 /** A text for training: one chunk, or chunks of one text, cut anywhere. Separate documents with a special token. */
 export type TextSource = TextChunk | Iterable<TextChunk>;
-
-/** What becomes of special tokens in a text, in tiktoken's sense. */
-export interface SpecialOptions {
-  /** Those that become their ids; default "all". */
-  allowedSpecial?: "all" | Iterable<string>;
-  /** Those that are errors, where they are not allowed; default "all". Empty: they are text. */
-  disallowedSpecial?: "all" | Iterable<string>;
-}
 
 export interface TokenOffsets {
   ids: Int32Array<ArrayBuffer>;
@@ -48,12 +41,9 @@ export interface TokenizerParts {
 
 export class Tokenizer {
   readonly #vocabulary: Vocabulary;
-  readonly #pattern: Pattern;
+  readonly #splitter: Splitter;
   /** Normalization form C, or none. */
   readonly normalization: "NFC" | null;
-  /** Special tokens that are found in the text when it is normalized, after all others. */
-  readonly normalizedSpecialTokens: readonly string[];
-  readonly #normalizer: Normalizer | null;
   readonly #encoder: PieceEncoder;
   readonly #sink: EncodingSink;
   readonly #feed: Feed;
@@ -70,22 +60,18 @@ export class Tokenizer {
    * same bytes, if a special token is empty, or if the pattern is unknown.
    */
   constructor(options: TokenizerOptions, parts?: TokenizerParts) {
-    this.#pattern = parts?.pattern ?? resolvePattern(options.pattern ?? "gpt2");
-    this.#vocabulary = parts?.vocabulary ?? new Vocabulary(options);
-    const { normalization = null, normalizedSpecialTokens = [] } = options;
+    const { pattern = "gpt2", normalization = null, normalizedSpecialTokens = [] } = options;
     if (normalization !== null && normalization !== "NFC") {
       throw new TokenizerError(`normalization is ${JSON.stringify(normalization)}: it must be "NFC" or null`);
     }
-    const stranger = normalizedSpecialTokens.find((token) => !this.specialTokens.has(token));
-    if (stranger !== undefined) {
-      throw new TokenizerError(`normalizedSpecialTokens: ${JSON.stringify(stranger)} is no special token`);
-    }
+    const resolved = parts?.pattern ?? resolvePattern(pattern);
+    this.#vocabulary = parts?.vocabulary ?? new Vocabulary(options);
     this.normalization = normalization;
-    this.#normalizer = parts?.normalizer ?? (normalization && NFC);
-    this.normalizedSpecialTokens = this.#normalizer === null ? [] : [...normalizedSpecialTokens];
+    const normalizer = parts?.normalizer ?? (normalization && NFC);
+    this.#splitter = new Splitter(resolved, normalizer, this.specialTokens, normalizedSpecialTokens);
     this.#encoder = new PieceEncoder(this.#vocabulary, parts?.merge);
     this.#sink = new EncodingSink(this.#encoder);
-    this.#feed = this.#createFeed([...this.specialTokens.keys()], this.#sink);
+    this.#feed = this.#splitter.createFeed(this.#sink);
   }
 
   /**
@@ -146,7 +132,12 @@ export class Tokenizer {
 
   /** Name of the pattern, or the regular expression. */
   get pattern(): string {
-    return this.#pattern.id;
+    return this.#splitter.pattern.id;
+  }
+
+  /** Special tokens that are found in the text when it is normalized, after all others. */
+  get normalizedSpecialTokens(): readonly string[] {
+    return this.#splitter.normalizedSpecials;
   }
 
   /** Bytes of every token by id, in the order of the ids. A copy. */
@@ -202,14 +193,12 @@ export class Tokenizer {
    * @throws if the text contains a disallowed special token, or an allowed one is not special.
    */
   encode(text: string, options?: SpecialOptions): Int32Array<ArrayBuffer> {
-    this.#run(text, options === undefined ? this.#feed : this.#feedFor(text, options));
-    return this.#sink.out.take();
+    return this.#ids(text, this.#feedFor(text, options));
   }
 
   /** Ids of a text in which special tokens are text like any other. */
   encodeOrdinary(text: TextChunk): Int32Array<ArrayBuffer> {
-    this.#run(text, this.#feedOf([]));
-    return this.#sink.out.take();
+    return this.#ids(text, this.#feedOf(new Set()));
   }
 
   /** Ids of each text, as `encode` gives them. */
@@ -244,11 +233,10 @@ export class Tokenizer {
       read = Math.min(text.length, 2 * read);
     }
     // the last tokens of a cut text may be others than the whole's: what follows is checked on the text itself
-    const ids = this.encode(text.slice(0, Math.min(text.length, 2 * read)));
+    const { ids, utf16 } = this.offsets(text.slice(0, 2 * read));
     if (ids.length <= maxTokens) return text;
-    const ends = utf16Offsets(text, this.#byteOffsets(text.slice(0, 2 * read), ids));
     for (let kept = maxTokens; kept > 0; kept--) {
-      const start = text.slice(0, ends[kept]);
+      const start = text.slice(0, utf16[kept]);
       if (this.isWithinLimit(start, maxTokens) !== false) return start;
     }
     return "";
@@ -260,38 +248,15 @@ export class Tokenizer {
    * starts within characters which normalization has changed: where they start.
    */
   offsets(text: string, options?: SpecialOptions): TokenOffsets {
-    const ids = this.encode(text, options);
-    const bytes = this.#byteOffsets(text, ids, options?.allowedSpecial);
+    const allowed = this.#splitter.allowed(text, options);
+    const ids = this.#ids(text, this.#feedOf(allowed));
+    const bytes = this.#splitter.byteOffsets(text, ids, this.#vocabulary.length, allowed);
     return { ids, utf16: utf16Offsets(text, bytes), bytes };
-  }
-
-  /** Where each token of a text starts, and the end, in bytes of its UTF-8. */
-  #byteOffsets(
-    text: string,
-    ids: Int32Array,
-    allowed: SpecialOptions["allowedSpecial"] = "all",
-  ): Int32Array<ArrayBuffer> {
-    const { length } = this.#vocabulary;
-    const offsets = new Int32Array(ids.length + 1);
-    const normalizer = this.#normalizer;
-    const normalized = new Map(
-      this.normalizedSpecialTokens.map((token) => [
-        this.specialTokens.get(token)!,
-        encodeUtf8(normalizer!.text(token)).length,
-      ]),
-    );
-    for (let i = 0; i < ids.length; i++) offsets[i + 1] = offsets[i] + (normalized.get(ids[i]) ?? length[ids[i]]);
-    if (normalizer !== null) {
-      const [plain] = this.#matchers(allowed === "all" ? this.specialTokens.keys() : allowed);
-      new Alignment(normalizer, plain, text).toOriginal(offsets);
-    }
-    return offsets;
   }
 
   /** Ids of a text in UTF-8. Malformed bytes are kept: they are encoded one by one. */
   encodeBytes(bytes: Uint8Array): Int32Array<ArrayBuffer> {
-    this.#run(bytes, this.#feed);
-    return this.#sink.out.take();
+    return this.#ids(bytes, this.#feed);
   }
 
   /**
@@ -352,7 +317,7 @@ export class Tokenizer {
   /** An encoder for a text that comes in chunks; independent of every other call. */
   createEncoder(): StreamingEncoder {
     const sink = new EncodingSink(this.#encoder);
-    return new StreamingEncoder(sink, this.#createFeed([...this.specialTokens.keys()], sink));
+    return new StreamingEncoder(sink, this.#splitter.createFeed(sink));
   }
 
   /**
@@ -424,17 +389,18 @@ export class Tokenizer {
     });
   }
 
-  /** Encodes a whole text into the sink. */
-  #run(text: TextChunk, feed: Feed): void {
+  /** Ids of a whole text. */
+  #ids(text: TextChunk, feed: Feed): Int32Array<ArrayBuffer> {
     feed.reset(); // an error may have left something of the last text
     this.#sink.out.clear();
     feed.push(text);
     feed.finish();
+    return this.#sink.out.take();
   }
 
   /** Number of ids of a text; where there are more than `limit`, some number greater than that. */
   #countUpTo(text: TextChunk, limit: number, options: SpecialOptions | undefined): number {
-    const feed = options === undefined ? this.#feed : this.#feedFor(text, options);
+    const feed = this.#feedFor(text, options);
     const { out } = this.#sink;
     feed.reset();
     out.clear();
@@ -450,98 +416,18 @@ export class Tokenizer {
     return count;
   }
 
-  /** A feed that knows the allowed special tokens, for a text that has been searched for the disallowed ones. */
-  #feedFor(text: TextChunk, { allowedSpecial = "all", disallowedSpecial = "all" }: SpecialOptions): Feed {
-    const allowed = new Set(allowedSpecial === "all" ? this.specialTokens.keys() : allowedSpecial);
-    for (const token of allowed) {
-      if (!this.specialTokens.has(token)) {
-        throw new TokenizerError(`allowedSpecial: ${JSON.stringify(token)} is no special token of this tokenizer`);
-      }
-    }
-    const disallowed = [...(disallowedSpecial === "all" ? this.specialTokens.keys() : disallowedSpecial)];
-    const searched = disallowed.filter((token) => !allowed.has(token) && token !== "");
-    if (searched.length > 0) {
-      const string = typeof text === "string" ? text : new TextDecoder().decode(text);
-      const found = searched.find((token) =>
-        this.normalizedSpecialTokens.includes(token)
-          ? this.#normalizer!.text(string).includes(this.#normalizer!.text(token))
-          : string.includes(token),
-      );
-      if (found !== undefined) {
-        throw new TokenizerError(
-          `the text contains the special token ${JSON.stringify(found)}, which is not allowed: name it in ` +
-            "allowedSpecial to encode it as such, or leave it out of disallowedSpecial to take it as text",
-        );
-      }
-    }
-    return allowed.size === this.specialTokens.size ? this.#feed : this.#feedOf([...allowed]);
+  /** A feed that knows the special tokens that the options allow in this text. */
+  #feedFor(text: TextChunk, options: SpecialOptions | undefined): Feed {
+    return options === undefined ? this.#feed : this.#feedOf(this.#splitter.allowed(text, options));
   }
 
   /** A feed that knows these special tokens; the last one is kept. */
-  #feedOf(tokens: string[]): Feed {
-    const key = JSON.stringify(tokens);
-    if (this.#otherFeed?.key !== key) this.#otherFeed = { key, feed: this.#createFeed(tokens, this.#sink) };
+  #feedOf(tokens: ReadonlySet<string>): Feed {
+    if (tokens.size === this.specialTokens.size) return this.#feed;
+    const key = JSON.stringify([...tokens]);
+    if (this.#otherFeed?.key !== key) {
+      this.#otherFeed = { key, feed: this.#splitter.createFeed(this.#sink, tokens) };
+    }
     return this.#otherFeed.feed;
-  }
-
-  #createFeed(tokens: readonly string[], sink: EncodingSink): Feed {
-    const [plain, normalized] = this.#matchers(tokens);
-    return this.#normalizer === null
-      ? new TextFeed(this.#pattern, plain, sink)
-      : new NormalizingFeed(this.#normalizer, this.#pattern, plain, normalized, sink);
-  }
-
-  /** What finds these special tokens in a text as it is, and what finds those that are looked for afterwards. */
-  #matchers(tokens: Iterable<string>): [plain: SpecialMatcher | null, normalized: SpecialMatcher | null] {
-    const [plain, normalized] = [new Map<string, number>(), new Map<string, number>()];
-    for (const token of tokens) {
-      const id = this.specialTokens.get(token)!;
-      if (this.normalizedSpecialTokens.includes(token)) normalized.set(this.#normalizer!.text(token), id);
-      else plain.set(token, id);
-    }
-    const matcher = (map: Map<string, number>): SpecialMatcher | null =>
-      map.size > 0 ? new SpecialMatcher(map) : null;
-    return [matcher(plain), matcher(normalized)];
-  }
-}
-
-/** For each of the ascending byte offsets into a text's UTF-8: that of the character it is in, in UTF-16 code units. */
-function utf16Offsets(text: string, bytes: ArrayLike<number>): Int32Array<ArrayBuffer> {
-  const offsets = new Int32Array(bytes.length);
-  let index = 0;
-  let end = 0; // bytes before text[index]
-  for (let i = 0; i < bytes.length; i++) {
-    while (index < text.length) {
-      const codePoint = text.codePointAt(index)!;
-      const size = codePoint < 0x80 ? 1 : codePoint < 0x800 ? 2 : codePoint < 0x10000 ? 3 : 4;
-      if (end + size > bytes[i]) break;
-      end += size;
-      index += size === 4 ? 2 : 1;
-    }
-    offsets[i] = index;
-  }
-  return offsets;
-}
-
-/** Encodes a text that comes in chunks, cut anywhere; made by `Tokenizer.createEncoder`. */
-export class StreamingEncoder {
-  readonly #sink: EncodingSink;
-  readonly #feed: Feed;
-
-  constructor(sink: EncodingSink, feed: Feed) {
-    this.#sink = sink;
-    this.#feed = feed;
-  }
-
-  /** Takes the next chunk and returns the ids that are certain by now; often none, as the text is gathered in a buffer. */
-  push(chunk: TextChunk): Int32Array<ArrayBuffer> {
-    this.#feed.push(chunk);
-    return this.#sink.out.take();
-  }
-
-  /** Ends the text and returns the remaining ids. The encoder is then ready for another text. */
-  finish(): Int32Array<ArrayBuffer> {
-    this.#feed.finish();
-    return this.#sink.out.take();
   }
 }
