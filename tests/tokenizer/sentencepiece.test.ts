@@ -144,6 +144,8 @@ test("offsets are of the text, and what continues a text keeps its blank", () =>
   expect(tokenizer.truncate("the cat cat", 3)).toBe("the cat");
   const after = tokenizer.createDecoder({ continues: true });
   expect(after.push(ids.get("▁the")!)).toBe(" the");
+  const bytes = tokenizer.decodeBytes([ids.get("▁the")!], { continues: true });
+  expect(new TextDecoder().decode(bytes)).toBe(" the");
   expect(tokenizer.createDecoder().push(ids.get("▁the")!)).toBe("the");
   expect(tokenizer.tokenBytes(ids.get("<0x0A>")!)).toEqual(Uint8Array.of(10));
 });

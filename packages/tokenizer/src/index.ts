@@ -12,6 +12,6 @@ export type { TextChunk, TrainOptions, TrainProgress } from "./training.ts";
 export type { IdArray } from "./encoder.ts";
 export type { SpecialOptions } from "./splitter.ts";
 export { StreamingEncoder } from "./streaming-encoder.ts";
-export { type TextSource, Tokenizer, type TokenOffsets } from "./tokenizer.ts";
+export { type DecodeOptions, type TextSource, Tokenizer, type TokenOffsets } from "./tokenizer.ts";
 export { UNICODE_VERSION } from "./unicode.ts";
 export type { TokenizerOptions } from "./vocabulary.ts";

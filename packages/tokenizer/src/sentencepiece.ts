@@ -16,7 +16,7 @@ import { GOES_ON, type Normalizer, TEXT_BEGINS } from "./normalizing-feed.ts";
 import type { Pattern } from "./patterns.ts";
 import { FunctionScanner, type ScanPieces } from "./scan-function.ts";
 import { sentencePieceToJson } from "./sentencepiece-format.ts";
-import { Tokenizer } from "./tokenizer.ts";
+import { type DecodeOptions, Tokenizer } from "./tokenizer.ts";
 import { charAt } from "./unicode.ts";
 import { encodeUtf8 } from "./utf8.ts";
 import { NO_RANK, Vocabulary } from "./vocabulary.ts";
@@ -110,12 +110,12 @@ export class SentencePieceTokenizer extends Tokenizer {
     return this.options.stripsBlank && text.startsWith(" ") ? text.slice(1) : text;
   }
 
-  override decodeBytes(ids: Iterable<number>): Uint8Array<ArrayBuffer> {
+  override decodeBytes(ids: Iterable<number>, { continues = false }: DecodeOptions = {}): Uint8Array<ArrayBuffer> {
     const bytes = super.decodeBytes(ids);
-    return this.options.stripsBlank && bytes[0] === BLANK ? bytes.subarray(1) : bytes;
+    return this.options.stripsBlank && !continues && bytes[0] === BLANK ? bytes.subarray(1) : bytes;
   }
 
-  override createDecoder({ continues = false }: { continues?: boolean } = {}): StreamingDecoder {
+  override createDecoder({ continues = false }: DecodeOptions = {}): StreamingDecoder {
     return this.options.stripsBlank && !continues ? new StrippingDecoder(this) : super.createDecoder();
   }
 }

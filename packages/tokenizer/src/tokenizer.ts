@@ -31,6 +31,14 @@ export interface TokenOffsets {
   bytes: Int32Array<ArrayBuffer>;
 }
 
+export interface DecodeOptions {
+  /**
+   * Whether the ids go on from others; default false. Some tokenizers (sentencepiece.ts) put a blank in front of a text,
+   * which decoding takes away from its beginning alone.
+   */
+  continues?: boolean;
+}
+
 /** What a tokenizer is made of, where it is not a byte-level one; see sentencepiece.ts. */
 export interface TokenizerParts {
   vocabulary: Vocabulary;
@@ -334,15 +342,12 @@ export class Tokenizer {
    *
    * @throws naming the first unknown id.
    */
-  decodeBytes(ids: Iterable<number>): Uint8Array<ArrayBuffer> {
+  decodeBytes(ids: Iterable<number>, _options?: DecodeOptions): Uint8Array<ArrayBuffer> {
     return decodeIdsToBytes(this.#vocabulary, ids);
   }
 
-  /**
-   * A decoder for ids that come one at a time; never emits half a character. Give `continues` where the ids go on from
-   * others: some tokenizers put a blank in front of a text, which `decode` takes away.
-   */
-  createDecoder(_options?: { continues?: boolean }): StreamingDecoder {
+  /** A decoder for ids that come one at a time; never emits half a character. */
+  createDecoder(_options?: DecodeOptions): StreamingDecoder {
     return new StreamingDecoder(this);
   }
 

@@ -156,19 +156,30 @@ async function decode(argv: string[]): Promise<void> {
   if (out !== undefined) checkTarget(out);
   const tokenizer = loadTokenizer(options.tokenizer);
   const isTokens = input !== undefined && [".bin", ".npy"].includes(extname(input));
-  const chunks = isTokens ? readTokens(input, tokenizer) : readIds(readInput(input));
+  const chunks = decodedChunks(tokenizer, isTokens ? readTokens(input, tokenizer) : readIds(readInput(input)));
   if (out === undefined) {
-    for await (const ids of chunks) await print(tokenizer.decodeBytes(ids));
+    for await (const bytes of chunks) await print(bytes);
     return;
   }
   await interruptible(async (signal) => {
     using file = new OutputFile(out);
-    for await (const ids of chunks) {
+    for await (const bytes of chunks) {
       signal.throwIfAborted();
-      file.append(tokenizer.decodeBytes(ids));
+      file.append(bytes);
     }
     file.finish();
   });
+}
+
+async function* decodedChunks(
+  tokenizer: Tokenizer,
+  chunks: AsyncIterable<Iterable<number>>,
+): AsyncGenerator<Uint8Array> {
+  let continues = false;
+  for await (const ids of chunks) {
+    yield tokenizer.decodeBytes(ids, { continues });
+    continues = true;
+  }
 }
 
 /** The ids of a token file, which must be of this tokenizer if it says of which. */
