@@ -199,7 +199,7 @@ await runCommand(async (argv) => {
         const lines = text.trim().split("\n");
         // A terminal would break words.
         const shown = process.stdout.isTTY ? lines.flatMap((line) => wrap(line, widthOf(process.stdout))) : lines;
-        bar.print(`${style.dim(`── sample after step ${step}`)}\n${shown.join("\n")}\n`);
+        bar.print(`${style.dim(`── sample after step ${step}`)}\n${shown.join("\n")}\n\n`);
       },
       onComplete() {
         writeReport(run);
