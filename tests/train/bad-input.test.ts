@@ -159,6 +159,11 @@ describe("token files", () => {
     expect(stderr).toContain("a.bin holds tokens");
     expect(stderr).toContain("--tokenizer.path");
     expect(await trainFails(2, ...given("x"), "--tokenizer.path", "no.json")).toContain("no.json does not exist");
+    const before = runs();
+    const broken = place.file("broken-tokenizer.json", "{");
+    const refused = await trainFails(2, "--data", data, "--tokenizer.path", broken, "--name", "broken");
+    expect(refused).toContain(`--tokenizer.path ${broken}: not a tokenizer file, or one cut short`);
+    expect(runs()).toEqual(before);
   });
 
   test("an id that the vocabulary does not have", async () => {

@@ -223,6 +223,12 @@ describe("refusals name the value, its origin and the fix", () => {
       "1, 2, 3 or 6",
     ],
     ["minLr above lr", () => ({ flags: { lr: 1e-4, minLr: 1e-3 } }), ["--min-lr = 0.001", "--lr = 0.0001"], "auto"],
+    [
+      "all decay",
+      () => ({ flags: { steps: 50, schedule: "wsd", decaySteps: 51 } }),
+      ["--decay-steps = 51", "--steps = 50"],
+      "auto",
+    ],
     ["all warmup", () => ({ flags: { steps: 50, warmupSteps: 50 } }), ["--warmup-steps = 50", "--steps = 50"], "auto"],
     [
       "no room for the bytes",

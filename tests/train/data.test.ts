@@ -182,6 +182,13 @@ describe("a preparation that was stopped", () => {
   });
 });
 
+test("a file in the place of the directory is refused", async () => {
+  const text = place.file("some.txt", asText);
+  const { code, stderr } = await place.run("data", "prepare", text, "--out", text);
+  expect(stderr).toMatch(/^error: .*some\.txt.*\n {2}fix: choose another path/m);
+  expect(code).toBe(1);
+});
+
 describe("what is refused names file and place", () => {
   const cases: [name: string, content: string | Uint8Array, message: string][] = [
     ["broken.jsonl", '{"text":"a"}\n{"text":', "line 2 of"],
@@ -203,7 +210,8 @@ describe("what is refused names file and place", () => {
     expect(error!.message).toContain(message);
     if (name !== "single.txt") expect(error!.message).toContain(path);
     expect(error!.fix).toBeString();
-    expect(existsSync(place.path(`refused-${name}`, "manifest.json"))).toBe(false);
+    // Nothing is left that would stand in the way of another try.
+    expect(existsSync(place.path(`refused-${name}`))).toBe(false);
   });
 });
 

@@ -241,7 +241,7 @@ export const trainConfigSchema = z.strictObject({
     description: "what the backward pass needs of the blocks: keep it, or compute it again, slower in less memory",
   }),
   threads: z
-    .union([count(), auto])
+    .union([count().max(4096), auto])
     .default("auto")
     .meta({ group: "Machine", description: "CPU threads; auto: one a core" }),
 });

@@ -325,6 +325,12 @@ function checkConfig(resolved: ResolvedConfig): void {
       `use ${set("warmupSteps", "auto")} (5 % of the steps) or a value below ${config.steps}`,
     );
   }
+  if (config.schedule === "wsd" && config.decaySteps > config.steps) {
+    refuse(
+      `${show("decaySteps", config.decaySteps)} is more than ${show("steps", config.steps)}`,
+      `use ${set("decaySteps", "auto")} (20 % of the steps) or a value up to ${config.steps}`,
+    );
+  }
   const { batchSize, microBatchSize } = config;
   if (typeof batchSize === "number" && typeof microBatchSize === "number" && batchSize % microBatchSize !== 0) {
     const divisors = Array.from({ length: batchSize }, (_, i) => i + 1).filter((i) => batchSize % i === 0);

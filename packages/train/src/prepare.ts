@@ -5,7 +5,7 @@
 import { closeSync, existsSync, mkdirSync, openSync, readSync, statSync } from "node:fs";
 import { extname, join } from "node:path";
 import { type Device, writeAtomically } from "@mantou/model";
-import { Tokenizer } from "@mantou/tokenizer";
+import { Tokenizer, TokenizerError } from "@mantou/tokenizer";
 import { loadTokenizer, saveTokenizer } from "@mantou/tokenizer/files";
 import type { TrainConfig } from "./config.ts";
 import { TokenFile, type TokenSource, checkLength, writeTokens } from "./dataset.ts";
@@ -77,8 +77,16 @@ export function checkSources(config: DataConfig): void {
     throw new UserError(`${tokens} holds tokens and ${text} is a text`, { fix: "give two texts or two token files" });
   }
   const { path } = config.tokenizer;
-  if (path !== undefined && !existsSync(path)) {
+  if (path === undefined) return;
+  if (!existsSync(path)) {
     throw new UserError(`--tokenizer.path ${path} does not exist`, { fix: "give a tokenizer.json" });
+  }
+  try {
+    loadTokenizer(path);
+  } catch (cause) {
+    if (!(cause instanceof TokenizerError)) throw cause;
+    const fix = "give a whole tokenizer.json, such as `bun run tokenizer train` writes";
+    throw new UserError(`--tokenizer.path ${cause.message}`, { fix, cause });
   }
 }
 

@@ -26,7 +26,7 @@ const options = z.strictObject({
     .default(256)
     .meta({ group: "Text", description: "tokens of each at most; a document's end stops earlier" }),
   stop: z
-    .array(z.string())
+    .array(z.string().min(1))
     .default([])
     .meta({ group: "Text", description: "a text that ends a sample and is left out; repeat the flag for several" }),
   temperature: z

@@ -14,6 +14,7 @@ const systemFixes: Record<string, string> = {
   EPERM: "check the permissions of that path",
   EROFS: "choose a place that can be written, such as another --runs-dir",
   ENOENT: "check the path",
+  EEXIST: "choose another path, or take away what is there",
   EISDIR: "give a file, not a directory",
   ENOTDIR: "check the path: part of it is a file",
 };

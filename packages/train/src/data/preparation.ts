@@ -14,7 +14,7 @@ import { type DatasetManifest, MANIFEST, type ShardInfo } from "../shards.ts";
 import { removeTemporaries } from "../temporaries.ts";
 import { END_OF_TEXT, type Piece, documentsOf } from "./documents.ts";
 import { cutIntoPieces, listFiles } from "./pieces.ts";
-import { claim, readRecord, workDirectory } from "./records.ts";
+import { abandon, claim, readRecord, workDirectory } from "./records.ts";
 import type { WorkReply, WorkRequest } from "./worker.ts";
 
 export interface PrepareOptions {
@@ -52,9 +52,26 @@ export async function prepareDataset(options: PrepareOptions): Promise<{ manifes
   const pieces = await cutIntoPieces(listFiles(options.sources), options.pieceBytes);
   const { vocabSize, specialTokens, tokenizerBytes } = options;
   const given = options.tokenizer === undefined ? undefined : loadTokenizer(options.tokenizer);
+  const isNew = !existsSync(join(out, "tokenizer.json"));
   mkdirSync(out, { recursive: true });
   claim(out, { pieces, field, heldOut, tokenizer: given?.hash ?? { vocabSize, specialTokens, tokenizerBytes } });
   for (const directory of [out, workDirectory(out)]) removeTemporaries(directory);
+  try {
+    return await prepareClaimed(pieces, given, options);
+  } catch (error) {
+    const isDone = pieces.some((_, index) => readRecord(out, index)?.train !== undefined);
+    // Sources that are no good leave no trace, so that the next try may differ; work that was done is kept.
+    if (isNew && !isDone && error instanceof UserError && !options.signal?.aborted) abandon(out, pieces.length);
+    throw error;
+  }
+}
+
+async function prepareClaimed(
+  pieces: Piece[],
+  given: Tokenizer | undefined,
+  options: PrepareOptions,
+): Promise<{ manifest: DatasetManifest; resumed: number }> {
+  const { out } = options;
   const tokenizer = await prepareTokenizer(pieces, given, options);
   const resumed = await encodeAll(pieces, options);
   options.signal?.throwIfAborted();

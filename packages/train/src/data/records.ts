@@ -1,7 +1,8 @@
 /** What a preparation that is under way has written down: the plan, and a record of every piece that is done. */
-import { existsSync, mkdirSync, readFileSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, readdirSync, rmSync, rmdirSync } from "node:fs";
 import { join } from "node:path";
 import { writeAtomically } from "@mantou/model";
+import { sidecarPath } from "../dataset.ts";
 import { UserError } from "../errors.ts";
 import type { ShardInfo } from "../shards.ts";
 import type { Piece } from "./documents.ts";
@@ -52,10 +53,21 @@ export function claim(directory: string, plan: Plan): boolean {
   if (existsSync(path)) {
     if (readFileSync(path, "utf8") === text) return true;
     throw new UserError(`${directory} holds an unfinished preparation of other sources or settings`, {
-      fix: "repeat that command to finish it, or take another --out",
+      fix: `repeat that command to finish it, take another --out, or remove ${workDirectory(directory)} to begin again`,
     });
   }
   mkdirSync(workDirectory(directory), { recursive: true });
   writeAtomically(path, [new TextEncoder().encode(text)]);
   return false;
+}
+
+/** Takes away what a preparation of so many pieces has left that came to nothing for training. */
+export function abandon(directory: string, pieces: number): void {
+  rmSync(workDirectory(directory), { recursive: true, force: true });
+  rmSync(join(directory, "tokenizer.json"), { force: true });
+  for (let index = 0; index < pieces; index++) {
+    const shard = join(directory, shardName("val", index));
+    for (const path of [shard, sidecarPath(shard)]) rmSync(path, { force: true });
+  }
+  if (readdirSync(directory).length === 0) rmdirSync(directory);
 }

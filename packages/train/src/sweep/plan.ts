@@ -10,7 +10,9 @@ import { flatten, unflatten } from "../schema.ts";
 const RESERVED = ["configs", "logs", "data", "plots"];
 
 const settings = z.record(z.string(), z.unknown());
-const runName = z.string().regex(/^[A-Za-z0-9][\w.-]*$/);
+const runName = z
+  .string()
+  .regex(/^[A-Za-z0-9][\w.-]*$/, "a name is of letters, digits, '-', '_' and '.', for it is a directory's");
 
 const sweepSchema = z.strictObject({
   /** Of the sweep; default: the file's. */
