@@ -4,7 +4,7 @@
  * is a function of (seed, n) alone: a resumed run, or one spread over several processes, sees the same data.
  */
 import { existsSync, readFileSync, rmSync } from "node:fs";
-import { type Device, type MappedFile, writeAtomically } from "@mantou/model";
+import { type Device, type MappedFile, NativeError, writeAtomically } from "@mantou/model";
 import { z } from "zod";
 import { UserError } from "./errors.ts";
 import { type Order, startOf } from "./order.ts";
@@ -195,7 +195,13 @@ export class TokenFile implements TokenSource, Disposable {
   }
 
   gather(starts: Float64Array, length: number, target: Int32Array): void {
-    this.#file.gather(this.#layout, starts, length, target);
+    try {
+      this.#file.gather(this.#layout, starts, length, target);
+    } catch (cause) {
+      if (!(cause instanceof NativeError && cause.message.includes("is not below vocab_size"))) throw cause;
+      const fix = "give the tokens of this tokenizer: bun run tokenizer encode makes them of a text";
+      throw new UserError(cause.message.replace(/^mantou_\w+: /, ""), { fix, exitCode: 1, cause });
+    }
   }
 
   prefetch(starts: Float64Array, length: number): void {
