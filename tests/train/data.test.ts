@@ -115,6 +115,15 @@ describe("every format gives the documents, with an end each", () => {
     await expect(collect(piece, "id")).rejects.toThrow('"id" is no text but');
   });
 
+  test("a small text without ends has a part to hold out, and most to train on", async () => {
+    place.file("book.txt", "A line of a book that nobody divided.\n".repeat(5000));
+    const { manifest } = await prepareDataset(options(["book.txt"], "book"));
+    const { train, val } = manifest;
+    expect(val.documents).toBeGreaterThan(0);
+    expect(train.bytes + val.bytes).toBe(5000 * 38);
+    expect(val.bytes).toBeLessThan(0.15 * train.bytes);
+  });
+
   test("a text without ends is cut at the ends of lines and loses nothing", async () => {
     const text = Array.from({ length: 60_000 }, (_, i) => `line ${i} of a long text, 馒头 and more of it\n`).join("");
     place.file("endless.txt", text);

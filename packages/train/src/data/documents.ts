@@ -2,7 +2,7 @@
  * Documents out of files: text (divided by `<|endoftext|>`), JSON lines, Parquet, each but the last also as .gz or .zst. A
  * file is read in pieces of fixed size, or a row group at a time, and is never held whole.
  */
-import { createReadStream } from "node:fs";
+import { closeSync, createReadStream, openSync, readSync } from "node:fs";
 import { createGunzip, createZstdDecompress } from "node:zlib";
 import { parquetMetadataAsync, parquetReadObjects, parquetSchema } from "hyparquet";
 import { compressors } from "hyparquet-compressors";
@@ -10,10 +10,14 @@ import { UserError } from "../errors.ts";
 
 export const END_OF_TEXT = "<|endoftext|>";
 
-/** A text without ends of documents is cut into parts of about this many characters, at the ends of lines. */
-const PART = 1 << 20;
+/**
+ * A text without ends of documents is cut into parts of about so many characters, at the ends of lines: small ones where
+ * the text is small, so that some can be held out.
+ */
+const [SMALLEST_PART, LARGEST_PART, PARTS] = [1 << 12, 1 << 20, 64];
 
 const READ = 1 << 20;
+const WINDOW = 4 << 20;
 
 /** After so much text its garbage is collected: left to itself the engine lets some 200 MB a thread gather. */
 const COLLECT_AFTER = 8 << 20;
@@ -101,21 +105,50 @@ async function* chunksOf(piece: Piece, { onProgress }: ReadOptions): AsyncGenera
 }
 
 async function* textDocuments(piece: Piece, options: ReadOptions): AsyncGenerator<string> {
+  const length = partLength(piece);
   let rest = "";
   for await (const chunk of chunksOf(piece, options)) {
     rest += chunk;
     const parts = rest.split(END_OF_TEXT);
     rest = parts.pop()!;
     for (const part of parts) yield part;
-    while (rest.length > 2 * PART) {
-      const line = rest.indexOf("\n", PART) + 1;
+    while (rest.length > 2 * length) {
+      const line = rest.indexOf("\n", length) + 1;
       // Without a line's end anywhere it is cut between characters, of which a surrogate pair is one.
-      const cut = line > 0 ? line : PART + (isLowSurrogate(rest.charCodeAt(PART)) ? 1 : 0);
+      const cut = line > 0 ? line : length + (isLowSurrogate(rest.charCodeAt(length)) ? 1 : 0);
       yield rest.slice(0, cut);
       rest = rest.slice(cut);
     }
   }
   if (rest !== "") yield rest;
+}
+
+function partLength({ path, begin, end, compression }: Piece): number {
+  const length = Math.max(SMALLEST_PART, Math.ceil((end - begin) / PARTS));
+  if (length >= LARGEST_PART || compression !== "none") return LARGEST_PART;
+  return findInFile(path, begin, end, [END_OF_TEXT]) < 0 ? length : LARGEST_PART;
+}
+
+/**
+ * The place behind the first mark at or after `from`: of the first of `marks` that is found within a few megabytes, then
+ * of those in the next ones; −1 where there is none before `end`.
+ */
+export function findInFile(path: string, from: number, end: number, marks: string[]): number {
+  const overlap = Math.max(...marks.map((mark) => Buffer.byteLength(mark))) - 1;
+  const window = Buffer.alloc(Math.min(WINDOW, end - from));
+  const file = openSync(path, "r");
+  try {
+    for (let at = from; at < end; at += WINDOW - overlap) {
+      const text = window.subarray(0, readSync(file, window, 0, Math.min(WINDOW, end - at), at));
+      for (const mark of marks) {
+        const found = text.indexOf(mark);
+        if (found >= 0) return at + found + Buffer.byteLength(mark);
+      }
+    }
+    return -1;
+  } finally {
+    closeSync(file);
+  }
 }
 
 function isLowSurrogate(code: number): boolean {

@@ -1,14 +1,12 @@
 /** Which files are prepared, and how they are cut into pieces that are worked on one by one. */
-import { closeSync, existsSync, openSync, readSync, readdirSync, statSync } from "node:fs";
+import { existsSync, readdirSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { UserError } from "../errors.ts";
-import { type Piece, END_OF_TEXT, formatOf, openParquet } from "./documents.ts";
+import { type Piece, END_OF_TEXT, findInFile, formatOf, openParquet } from "./documents.ts";
 
 /** Files of text cut into pieces of this size, so that there are enough for all threads and not too many to open. */
 const SMALLEST = 32 << 20;
 const MOST = 256;
-
-const WINDOW = 4 << 20;
 
 /** The files that sources name: themselves, or the known ones directly in a directory. @throws UserError naming one */
 export function listFiles(sources: string[]): string[] {
@@ -45,7 +43,8 @@ export async function cutIntoPieces(paths: string[], smallest = SMALLEST): Promi
     } else {
       const mark = format === "text" ? END_OF_TEXT : "\n";
       for (let begin = 0; begin < size;) {
-        const end = begin + target >= size ? size : cutAfter(path, begin + target, size, mark);
+        const found = begin + target >= size ? -1 : findInFile(path, begin + target, size, [mark, "\n"]);
+        const end = found < 0 ? size : found;
         pieces.push({ path, format, compression, begin, end, size: end - begin });
         begin = end;
       }
@@ -67,26 +66,4 @@ async function parquetPieces(path: string, size: number, target: number): Promis
     [begin, bytes] = [row, 0];
   });
   return pieces;
-}
-
-/** The first place behind a mark at or after `from`; where none is near, behind a line's end, or between characters. */
-function cutAfter(path: string, from: number, size: number, mark: string): number {
-  const file = openSync(path, "r");
-  try {
-    for (let at = from; at < size;) {
-      const window = Buffer.alloc(Math.min(WINDOW, size - at));
-      const got = readSync(file, window, 0, window.length, at);
-      if (got === 0) return size;
-      const text = window.subarray(0, got);
-      for (const each of [mark, "\n"]) {
-        const found = text.indexOf(each);
-        if (found >= 0) return at + found + Buffer.byteLength(each);
-      }
-      if (at + got >= size) return size;
-      at += got - END_OF_TEXT.length;
-    }
-    return size;
-  } finally {
-    closeSync(file);
-  }
 }
