@@ -59,24 +59,44 @@ const costs: Partial<Record<SymbolName, (...args: number[]) => Cost>> = {
 const typeAt: Partial<Record<SymbolName, number>> = { mantou_matmul: 5, mantou_cast: 1 };
 const typed = /silu|swiglu|embedding|rmsnorm|rope|attention|cross_entropy|add$|adamw/;
 
+/** The argument that holds an operation's type, −1 where it has none. */
+const typePositions = new Map<SymbolName, number>();
+
+function typePosition(name: SymbolName): number {
+  let at = typePositions.get(name);
+  if (at === undefined) {
+    at = typeAt[name] ?? (typed.test(name) ? 0 : -1);
+    typePositions.set(name, at);
+  }
+  return at;
+}
+
+type Row = Omit<ProfileRow, "share"> & { bfloat16: boolean };
+
 export class Profile {
-  #rows = new Map<string, Omit<ProfileRow, "share"> & { bfloat16: boolean }>();
+  #float32 = new Map<SymbolName, Row>();
+  #bfloat16 = new Map<SymbolName, Row>();
   #started = performance.now();
   #totalMs = 0;
 
-  /** Counts one call that took `ms`; Device.run does. */
+  /** Counts one call that took `ms`; Device.run does. What this takes itself is counted as no operation's: it is brief. */
   record(name: SymbolName, args: readonly unknown[], ms: number): void {
-    const numbers = args.map((value) => (typeof value === "number" ? value : 0));
-    const at = typeAt[name] ?? (typed.test(name) ? 0 : -1);
-    const bfloat16 = at >= 0 && numbers[at] === 1;
-    const label = `${name.replace("mantou_", "")}${bfloat16 ? " bf16" : ""}`;
-    const row = this.#rows.get(label) ?? { name: label, calls: 0, ms: 0, flops: 0, bytes: 0, bfloat16 };
-    const cost = costs[name]?.(...numbers) ?? { flops: 0, bytes: 0 };
+    const bfloat16 = args[typePosition(name)] === 1;
+    const rows = bfloat16 ? this.#bfloat16 : this.#float32;
+    let row = rows.get(name);
+    if (!row) {
+      const label = `${name.replace("mantou_", "")}${bfloat16 ? " bf16" : ""}`;
+      row = { name: label, calls: 0, ms: 0, flops: 0, bytes: 0, bfloat16 };
+      rows.set(name, row);
+    }
     row.calls++;
     row.ms += ms;
-    row.flops += cost.flops;
-    row.bytes += cost.bytes;
-    this.#rows.set(label, row);
+    const cost = costs[name];
+    if (!cost) return;
+    // The formulas look at the numbers among the arguments alone.
+    const { flops, bytes } = cost(...(args as number[]));
+    row.flops += flops;
+    row.bytes += bytes;
   }
 
   /** Ends what is counted. */
@@ -86,13 +106,17 @@ export class Profile {
 
   /** Seconds that the operations would take at these speeds, each bound by its arithmetic if it has any, or else by memory. */
   secondsAt(peaks: Peaks): number {
-    return [...this.#rows.values()].reduce((sum, row) => sum + ideal(row, peaks), 0);
+    return this.#rows().reduce((sum, row) => sum + ideal(row, peaks), 0);
+  }
+
+  #rows(): Row[] {
+    return [...this.#float32.values(), ...this.#bfloat16.values()];
   }
 
   /** From start to stop: operations by time, the time that no operation took, and all of it. */
   result(peaks: Peaks): { rows: ProfileRow[]; restMs: number; totalMs: number } {
     const totalMs = this.#totalMs;
-    const rows = [...this.#rows.values()].map(({ bfloat16, ...row }) => {
+    const rows = this.#rows().map(({ bfloat16, ...row }) => {
       return { ...row, share: (1000 * ideal({ bfloat16, ...row }, peaks)) / row.ms };
     });
     rows.sort((a, b) => b.ms - a.ms);
