@@ -251,10 +251,14 @@ inline Vector exp(Vector x) {
   q = q * r + 1.66665206e-1f;
   q = q * r + 4.99999934e-1f;
   const Vector e = q * (r * r) + r + 1.0f;
+#if defined(__AVX512F__)
+  return (Vector)_mm512_maskz_scalef_ps(ALL, (__m512)e, (__m512)n);
+#else
   // 2^n as two factors: n may lie beyond the exponents of normal numbers, half of it does not.
   const IntVector exponent = (IntVector)rounded - 0x4b400000;
   const IntVector half = exponent >> 1;
   return e * (Vector)((half + 127) << 23) * (Vector)((exponent - half + 127) << 23);
+#endif
 }
 
 // 1 / (1 + e^-x)
