@@ -4,7 +4,7 @@
  */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { existsSync, readFileSync, readdirSync } from "node:fs";
-import { dirname, join } from "node:path";
+import { join } from "node:path";
 import { openDevice } from "@mantou/model";
 import { Tokenizer } from "@mantou/tokenizer";
 import { loadTokenizer } from "@mantou/tokenizer/files";
@@ -394,7 +394,7 @@ describe("every command", () => {
       expect(info.stdout).toMatch(/^vocabulary +300 ids/m);
       const built = (await script(manager, "build:kernels")).stdout.trim().split("\n").at(-1)!;
       expect(existsSync(built)).toBe(true);
-      expect(dirname(dirname(built))).toBe(join(root, "build"));
+      expect(built).toStartWith(join(root, "build/"));
     }
   }, 30_000);
 
