@@ -2,7 +2,7 @@
  * What a terminal shows, as a picture that the README can hold: the last rows of a recorded session as SVG.
  *
  *   script -qfc "stty cols 100; bun run train" session.txt
- *   bun docs/images/terminal-svg.ts session.txt 39 > docs/images/train.svg
+ *   bun docs/images/terminal-svg.ts session.txt 42 > docs/images/train.svg
  */
 import { readFileSync } from "node:fs";
 
