@@ -423,6 +423,12 @@ def bench(library):
         left, right, out, peer_a, peer_b = b.array(b.normal(m, k)), b.array(b.normal(n, k)), b.blank(m, n), cuda(m, k), cuda(n, k)
         ours = time_ours(library, lambda: b.call("mantou_matmul", 0, 1, m, n, k, 1, left, k, right, k, 1, out, n, 0), 5)
         yield f"matmul {m} x {n} x {k}", "flops", 2 * m * n * k, ours, "torch", time_torch(lambda: peer_a @ peer_b.T, 5)
+    for heads, kv_heads, dim, keys in [(12, 12, 64, 65_536), (32, 8, 128, 32_768)]:
+        width, starts, y = (heads + 2 * kv_heads) * dim, b.array(torch.tensor([keys - 1], dtype=torch.int32)), b.blank(1, heads * dim)
+        qkv, caches = b.array(b.normal(1, width)), [b.array(b.normal(keys, kv_heads * dim)) for _ in range(2)]
+        q, k, v = qkv.address, qkv.address + 2 * heads * dim, qkv.address + 2 * (heads + kv_heads) * dim
+        ours = time_ours(library, lambda: b.call("mantou_attention_cached", 1, 1, 1, starts, None, 1, keys, heads, kv_heads, dim, dim**-0.5, q, width, k, v, width, None, *caches, y))
+        yield f"attention of one token on {keys} keys, {heads} heads on {kv_heads} of {dim}", "bytes", 4 * keys * kv_heads * dim, ours, None, None
     for batch, length, heads, dim in [(512, 256, 16, 32), (16, 1024, 16, 64), (8, 1024, 16, 128), (4, 4096, 16, 64), (4, 4096, 16, 128)]:
         rows, width, scale = batch * length, 3 * heads * dim, dim**-0.5
         qkv, y, dy, d = b.array(b.normal(rows, width)), b.blank(rows, heads * dim), b.array(b.normal(rows, heads * dim)), b.blank(rows, width)

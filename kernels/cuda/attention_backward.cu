@@ -9,7 +9,8 @@
 // float32 dQ in device memory; the price is that P and dP are computed twice (7 products instead of 5). One holds a
 // block of queries (dQ, and delta on the way) and walks over keys from the diagonal down; the other holds a block of keys
 // and walks over the queries of all heads that read it, with scores transposed: so each warp's rows of P^T and dS^T are
-// the left operands of its own dV and dK, and no weights pass through shared memory. Tiles move as in attention.cu.
+// the left operands of its own dV and dK, and no weights pass through shared memory. Tiles move as in attention.cu. Short
+// sequences with narrow heads have one kernel of their own (attention_short.cu).
 #include "attention.h"
 
 namespace mantou {

@@ -56,15 +56,15 @@ GLOBAL void append(Append p) {
 constexpr int WARPS = 8;
 constexpr int AT_ONCE = 4;
 
-// How many blocks should be at work, and the least keys of a full cache that are worth a block of their own. Both, and so
-// the order of sums, depend on sizes alone.
+// How many blocks should be at work, and the least keys of a full cache that are worth a block of their own. So the number
+// of parts, and the order of sums, depend on sizes alone.
 constexpr int64_t BLOCKS = 256;
 constexpr int64_t LEAST_KEYS = 256;
 
 struct Split {
-  int lanes;  // that share a key, a power of two
-  int parts;  // of a head
-  float* walks;  // [batch * heads, parts, STATISTICS + dim], or null where there is one part
+  int lanes;     // that share a key, a power of two
+  int parts;     // of a head
+  float* walks;  // [batch * heads, parts, STATISTICS + dim]; not used where there is one part
 };
 
 // A walk over some of the keys is kept as its largest score, the total of the weights relative to that, and their sum of
@@ -239,8 +239,7 @@ int32_t launch_one(const mantou_context* context, const char* name, const Attent
   parts = smaller(parts, context->scratch_bytes / bytes);
   const Split split = {lanes, static_cast<int>(parts > 1 ? parts : 1), static_cast<float*>(context->scratch)};
   const dim3 grid(static_cast<unsigned>(heads), static_cast<unsigned>(split.parts));
-  RETURN_IF_FAILED(
-      launch(name, attend_one<T, N, PACKS>, grid, WARPS * 32, 0, context->stream, p, split));
+  RETURN_IF_FAILED(launch(name, attend_one<T, N, PACKS>, grid, WARPS * 32, 0, context->stream, p, split));
   if (split.parts == 1) return MANTOU_OK;
   return launch(name, join_parts<T>, static_cast<unsigned>(heads), MAX_HEAD_DIM, 0, context->stream, p, split);
 }
