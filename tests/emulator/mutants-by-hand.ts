@@ -23,7 +23,7 @@ export const TESTS: Record<string, { tests: string[]; pattern: string }> = {
   },
   "attention_cached.cu": {
     tests: tests("attention", "refusals"),
-    pattern: "single tokens|(17|65)\\], .*with a cache|a cache that|a slot that",
+    pattern: "single tokens|(17|33|65)\\], .*with a cache|a cache that|a slot that",
   },
   "attention.h": {
     tests: tests("attention", "refusals"),
@@ -265,6 +265,18 @@ export const EQUIVALENT: { file: string; text: string; kind?: string; reason: st
     text: "key < first + 16; key += 16",
     kind: "bound one too near",
     reason: "both sides are multiples of 16",
+  },
+  {
+    file: "attention_cached.cu",
+    text: "column(i) < p.dim ? column(i) : 0",
+    kind: "bound one too near",
+    reason: "both sides are even",
+  },
+  {
+    file: "attention_cached.cu",
+    text: "key + n < keys ? key + n : keys - 1",
+    kind: "bound one too near",
+    reason: "where both are equal, either is taken",
   },
   {
     file: "attention_cached.cu",
