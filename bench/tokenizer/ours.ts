@@ -80,10 +80,14 @@ if (kind === "count") {
   };
   const tokenizer = load("gpt2");
   const encode = (input: string | Uint8Array) => tokenizer.encodeOrdinary(input);
-  for (const [name, of] of Object.entries(make)) result[name] = 1000 * seconds(() => encode(of(100_000)));
+  for (const [name, of] of Object.entries(make)) {
+    const input = of(100_000);
+    result[name] = 1000 * seconds(() => encode(input));
+  }
   let before = 0;
   for (const n of [2_500_000, 5_000_000, 10_000_000]) {
-    const time = seconds(() => encode(make["one letter"](n)));
+    const input = make["one letter"](n);
+    const time = seconds(() => encode(input));
     if (before > 0) result.growth = Math.max(result.growth ?? 0, time / before);
     before = time;
   }

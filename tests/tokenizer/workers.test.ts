@@ -18,6 +18,7 @@ import {
   trainFromFiles,
 } from "@mantou/tokenizer/files";
 import { canCut, lastCut } from "../../packages/tokenizer/src/cuts.ts";
+import { cloneTokenizer } from "../../packages/tokenizer/src/file-parts.ts";
 import { resolvePattern } from "../../packages/tokenizer/src/patterns.ts";
 import { WorkerPool } from "../../packages/tokenizer/src/worker-pool.ts";
 
@@ -136,17 +137,31 @@ describe("workers", () => {
     }
   }, 60_000);
 
+  test("get the tokenizer as a clone of its tables", () => {
+    const tokenizer = Tokenizer.train(unit, { ...options, pattern: "o200k" });
+    const clone = cloneTokenizer(structuredClone(tokenizer.tables));
+    expect(clone.hash).toBe(tokenizer.hash);
+    expect(clone.pattern).toBe("o200k");
+    expect(clone.encode(unit)).toEqual(tokenizer.encode(unit));
+    expect(clone.decode(clone.encode("a<|e|>말"))).toBe("a<|e|>말");
+  });
+
   test("a lost worker, a vanished file, an aborted signal and an error of the caller's end the work", async () => {
     const setup = { kind: "count", specialTokens: [], pattern: "gpt2" } as const;
     const missing = { path: join(directory, "none.txt"), start: 0, end: 10 };
     {
       using pool = new WorkerPool(2, setup);
-      await expect(pool.run([missing], () => undefined)).rejects.toThrow("a worker failed");
+      const here = () => undefined;
+      await expect(pool.run([missing], here, () => undefined)).rejects.toThrow("a worker failed");
       await expect(pool.finish()).rejects.toThrow("a worker failed");
     }
     {
-      using pool = new WorkerPool(1, { kind: "encode", tokenizer: "{}" });
-      await expect(pool.run([{ path: long, start: 0, end: 10 }], () => undefined)).rejects.toThrow("a worker failed");
+      const broken = { vocabulary: {}, pattern: "none", normalization: null, normalizedSpecialTokens: [] };
+      using pool = new WorkerPool(1, { kind: "encode", tables: broken });
+      const here = () => [];
+      await expect(pool.run([{ path: long, start: 0, end: 10 }], here, () => undefined)).rejects.toThrow(
+        "a worker failed",
+      );
     }
     const reason = new Error("enough");
     const controller = new AbortController();

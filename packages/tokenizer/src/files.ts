@@ -19,6 +19,7 @@ import {
 import { join } from "node:path";
 import { type CountsAbout, countsFromFile, countsToFile } from "./counts-format.ts";
 import { canCut, lastCut } from "./cuts.ts";
+import { countPart, encodePart, type FilePart } from "./file-parts.ts";
 import { parseGpt2, toGpt2 } from "./gpt2-format.ts";
 import { fromHuggingFace, toHuggingFace } from "./huggingface-format.ts";
 import { parseJson } from "./json.ts";
@@ -30,13 +31,12 @@ import { Tokenizer } from "./tokenizer.ts";
 import { type TrainOptions, TrainingRun } from "./training.ts";
 import type { TokenizerOptions } from "./vocabulary.ts";
 import { WorkerPool } from "./worker-pool.ts";
-import type { FilePart } from "./worker.ts";
 
 export { checkSameSplit, type CountsAbout, countsFromFile, countsToFile } from "./counts-format.ts";
 
 const CHUNK = 1 << 20;
-/** Bytes of a worker's part, about. */
-const PART = 1 << 22;
+/** Bytes of a part, about: little enough that all threads end at the same time. */
+const PART = 1 << 20;
 
 /** File formats: ours, Hugging Face's tokenizer.json, tiktoken's ranks, and a directory with GPT-2's two files. */
 export type TokenizerFormat = "mantou" | "huggingface" | "tiktoken" | "gpt2";
@@ -156,7 +156,7 @@ export async function trainFromFiles(paths: string | readonly string[], options:
 }
 
 export interface CountFilesOptions extends CountOptions {
-  /** Threads that count; default 1, which is this one. */
+  /** Threads that count, this one among them; default 1. */
   workers?: number;
   /** Called now and then with bytes read and bytes in all. */
   onProgress?: (done: number, total: number) => void;
@@ -179,9 +179,9 @@ export async function countFiles(
     const stream = new PretokenStream({ specialTokens, pattern });
     let done = 0;
     if (workers > 1 && canCut(resolvePattern(pattern), specialTokens)) {
-      using pool = new WorkerPool(workers, { kind: "count", specialTokens, pattern });
+      using pool = new WorkerPool(workers - 1, { kind: "count", specialTokens, pattern });
       const report = (_: unknown, { start, end }: FilePart): void => onProgress?.((done += end - start), total);
-      await pool.run(partsOf(files), report, signal);
+      await pool.run(partsOf(files), (part) => countPart(stream, part), report, signal);
       for (const counts of await pool.finish()) stream.add(counts as PretokenCounts);
       return stream.finish();
     }
@@ -227,7 +227,7 @@ export function trainFromFilesSync(paths: string | readonly string[], options: T
 
 export interface EncodeFileOptions {
   /**
-   * Threads that encode; default 1, which is this one. Ids are handed out in order all the same. Where a text cannot be
+   * Threads that encode, this one among them; default 1. Ids are handed out in order all the same. Where a text cannot be
    * cut (custom patterns, SentencePiece's tokenizers) it is one thread all the same.
    */
   workers?: number;
@@ -261,12 +261,12 @@ export async function encodeFile(
       onProgress?.({ done: bytes, total, tokens });
     };
     if (workers > 1 && canEncodeApart(tokenizer)) {
-      using pool = new WorkerPool(workers, { kind: "encode", tokenizer: JSON.stringify(tokenizer) });
-      const take = async (ids: unknown, { start, end }: FilePart): Promise<void> => {
+      using pool = new WorkerPool(workers - 1, { kind: "encode", tables: tokenizer.tables });
+      const take = async (parts: Int32Array[], { start, end }: FilePart): Promise<void> => {
         bytes += end - start;
-        await hand(ids as Int32Array);
+        for (const ids of parts) await hand(ids);
       };
-      await pool.run(partsOf(files), take, signal);
+      await pool.run(partsOf(files), (part) => encodePart(encoder, part), take, signal);
       return { bytes, tokens };
     }
     for (const chunk of chunksOf(files[0])) {
@@ -330,7 +330,7 @@ function* chunksOf({ path, descriptor }: OpenFile): Generator<Uint8Array, void, 
   }
 }
 
-/** The files in parts of a few megabytes, cut where it changes nothing; longer where there is no such place. */
+/** The files in parts of a megabyte, cut where it changes nothing; longer where there is no such place. */
 function* partsOf(files: OpenFile[]): Generator<FilePart, void, undefined> {
   const window = new Uint8Array(1 << 16);
   for (const { path, descriptor } of files) {

@@ -3,6 +3,7 @@
  * over the content that finds damage.
  */
 import { TokenizerError } from "./errors.ts";
+import { encodeUtf8 } from "./utf8.ts";
 import { showToken, type TokenizerOptions, type Vocabulary } from "./vocabulary.ts";
 
 const FORMAT = "mantou-tokenizer";
@@ -118,14 +119,13 @@ export function optionsFromJson(value: unknown): { options: TokenizerOptions; ha
     add(id.id, joined, field);
     return [left.token, right.token];
   });
-  const encoder = new TextEncoder();
   const specialTokens = array(file.specialTokens, "specialTokens").map((entry, i) => {
     const field = `specialTokens[${i}]`;
     const [text, id] = tuple(entry, 2, field);
     const token = string(text, field);
     if (token === "") throw invalid(field, "is empty");
     const special = wholeNumber(id, field);
-    const bytes = encoder.encode(token);
+    const bytes = encodeUtf8(token);
     const known = vocab.get(special);
     // a special token may also be what a merge or a byte makes
     if (known === undefined || toHex(known) !== toHex(bytes)) add(special, bytes, field);

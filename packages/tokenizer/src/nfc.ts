@@ -5,7 +5,7 @@
  */
 import type { Normalizer } from "./normalizing-feed.ts";
 import { FunctionScanner } from "./scan-function.ts";
-import { charAt, classOf, FINE_CLASSES, MARK } from "./unicode.ts";
+import { charAt, FINE_CLASSES, MARK } from "./unicode.ts";
 import { encodeUtf8 } from "./utf8.ts";
 
 // what a code point may be
@@ -29,7 +29,7 @@ function kindOf(codePoint: number): number {
     // Marks, the vowels and final consonants of Hangul, vowel signs of Kirat Rai. Not all of them join, but nothing else
     // does: the tests hold this against every composition that the runtime knows.
     const joins =
-      classOf(codePoint, FINE_CLASSES) === MARK ||
+      FINE_CLASSES[codePoint] === MARK ||
       (codePoint >= 0x1160 && codePoint <= 0x11ff) ||
       (codePoint >= 0x16d63 && codePoint <= 0x16d6a);
     const text = String.fromCodePoint(codePoint);

@@ -24,8 +24,9 @@ export interface Automaton {
   classes: Uint8Array;
 }
 
-const MARKS = " <|#?";
-const UNKNOWN = MARKS.indexOf("?");
+/** Marks are numbers in the table: 0 for none, then these. */
+const MARKS = "<|#?";
+const UNKNOWN = 4;
 
 /** At (state << 4) | kind the next state << 4; from 256 on, in the same order, its mark; from 512 on the kind of each byte. */
 function makeTable({ columns, rows, classes }: Automaton): Uint8Array {
@@ -38,7 +39,7 @@ function makeTable({ columns, rows, classes }: Automaton): Uint8Array {
     rows.forEach((row, state) => {
       const cell = row.split(" ")[index + 1];
       table[(state << 4) | kind] = states.indexOf(cell.slice(-1)) << 4;
-      table[256 | (state << 4) | kind] = Math.max(0, MARKS.indexOf(cell[0]));
+      table[256 | (state << 4) | kind] = MARKS.indexOf(cell[0]) + 1;
     });
   });
   return table;

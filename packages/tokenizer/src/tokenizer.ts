@@ -39,12 +39,20 @@ export interface DecodeOptions {
   continues?: boolean;
 }
 
-/** What a tokenizer is made of, where it is not a byte-level one; see sentencepiece.ts. */
+/** What a tokenizer is made of, where that is not what its options say; see sentencepiece.ts and file-parts.ts. */
 export interface TokenizerParts {
   vocabulary: Vocabulary;
   pattern: Pattern;
   normalizer: Normalizer;
   merge: PieceMerge;
+}
+
+/** What a worker makes the same tokenizer of (see file-parts.ts), as a structured clone. */
+export interface TokenizerTables {
+  vocabulary: object;
+  pattern: string;
+  normalization: "NFC" | null;
+  normalizedSpecialTokens: readonly string[];
 }
 
 export class Tokenizer {
@@ -67,7 +75,7 @@ export class Tokenizer {
    * @throws if a byte, a part or the result of a merge, or a special token is not in the vocabulary, if two ids have the
    * same bytes, if a special token is empty, or if the pattern is unknown.
    */
-  constructor(options: TokenizerOptions, parts?: TokenizerParts) {
+  constructor(options: TokenizerOptions, parts?: Partial<TokenizerParts>) {
     const { pattern = "gpt2", normalization = null, normalizedSpecialTokens = [] } = options;
     if (normalization !== null && normalization !== "NFC") {
       throw new TokenizerError(`normalization is ${JSON.stringify(normalization)}: it must be "NFC" or null`);
@@ -136,6 +144,12 @@ export class Tokenizer {
   /** Ids of the special tokens, in the order given. */
   get specialTokens(): ReadonlyMap<string, number> {
     return this.#vocabulary.specialTokens;
+  }
+
+  /** For workers; not of a SentencePieceTokenizer, which is more than that. */
+  get tables(): TokenizerTables {
+    const { pattern, normalization, normalizedSpecialTokens } = this;
+    return { vocabulary: this.#vocabulary, pattern, normalization, normalizedSpecialTokens };
   }
 
   /** Name of the pattern, or the regular expression. */

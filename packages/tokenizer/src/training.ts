@@ -38,7 +38,7 @@ export interface TrainOptions {
   /** What decides between pairs of the same count; default "bytes". */
   ties?: Ties;
   /**
-   * Threads that count files: of `trainFromFiles`, in @mantou/tokenizer/files; default 1, which is this one. Texts that the
+   * Threads that count files: of `trainFromFiles`, in @mantou/tokenizer/files; this one among them; default 1. Texts that the
    * program holds or streams are counted by the thread that has them, whatever this says. The merges are the same.
    */
   workers?: number;

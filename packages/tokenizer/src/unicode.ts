@@ -27,8 +27,8 @@ export const MULTIBYTE = 4;
 /** Fine classes of all code points, for `charAt`. A megabyte, of which a text's scripts alone come to the processor. */
 export const FINE_CLASSES = new Uint8Array(0x110000);
 
-/** OTHER, LETTER, NUMBER or SPACE. */
-const CLASSES = new Uint8Array(0x110000);
+/** OTHER, LETTER, NUMBER or SPACE, of each code point. */
+export const CLASSES = new Uint8Array(0x110000);
 
 let end = 0;
 for (const [, letter, length] of CLASS_RUNS.matchAll(/([A-Z])([0-9a-z]*)/g)) {
@@ -41,15 +41,10 @@ for (const [, letter, length] of CLASS_RUNS.matchAll(/([A-Z])([0-9a-z]*)/g)) {
 }
 
 /** Class of each byte that is a character of its own; MULTIBYTE for 0x80 and above. */
-export const ASCII_CLASS = new Uint8Array(256).map((_, byte) => (byte < 0x80 ? classOf(byte) : MULTIBYTE));
+export const ASCII_CLASS = CLASSES.slice(0, 256).fill(MULTIBYTE, 128);
 
 /** The same in fine classes. */
-export const ASCII_FINE = ASCII_CLASS.map((kind, byte) => (kind === MULTIBYTE ? kind : classOf(byte, FINE_CLASSES)));
-
-/** Class of a code point: OTHER, LETTER, NUMBER or SPACE; a fine one with FINE_CLASSES. */
-export function classOf(codePoint: number, classes: Uint8Array = CLASSES): number {
-  return classes[codePoint];
-}
+export const ASCII_FINE = FINE_CLASSES.slice(0, 256).fill(MULTIBYTE, 128);
 
 /**
  * The character that starts at `bytes[p]`, as `(length << 3) | class`: one number, so that the scanners allocate nothing.
@@ -57,12 +52,12 @@ export function classOf(codePoint: number, classes: Uint8Array = CLASSES): numbe
  */
 export function charAt(bytes: Uint8Array, p: number, end: number, classes: Uint8Array = CLASSES): number {
   const b0 = bytes[p];
-  if (b0 < 0x80) return 8 | classOf(b0, classes);
+  if (b0 < 0x80) return 8 | classes[b0];
   if (b0 < 0xe0) {
     if (b0 < 0xc2 || p + 2 > end) return 8 | OTHER;
     const b1 = bytes[p + 1];
     if ((b1 & 0xc0) !== 0x80) return 8 | OTHER;
-    return 16 | classOf(((b0 & 0x1f) << 6) | (b1 & 0x3f), classes);
+    return 16 | classes[((b0 & 0x1f) << 6) | (b1 & 0x3f)];
   }
   if (b0 < 0xf0) {
     if (p + 3 > end) return 8 | OTHER;
@@ -71,7 +66,7 @@ export function charAt(bytes: Uint8Array, p: number, end: number, classes: Uint8
     if ((b1 & 0xc0) !== 0x80 || (b2 & 0xc0) !== 0x80) return 8 | OTHER;
     const codePoint = ((b0 & 0x0f) << 12) | ((b1 & 0x3f) << 6) | (b2 & 0x3f);
     if (codePoint < 0x800 || (codePoint & 0xf800) === 0xd800) return 8 | OTHER;
-    return 24 | classOf(codePoint, classes);
+    return 24 | classes[codePoint];
   }
   if (b0 > 0xf4 || p + 4 > end) return 8 | OTHER;
   const b1 = bytes[p + 1];
@@ -80,7 +75,7 @@ export function charAt(bytes: Uint8Array, p: number, end: number, classes: Uint8
   if ((b1 & 0xc0) !== 0x80 || (b2 & 0xc0) !== 0x80 || (b3 & 0xc0) !== 0x80) return 8 | OTHER;
   const codePoint = ((b0 & 0x07) << 18) | ((b1 & 0x3f) << 12) | ((b2 & 0x3f) << 6) | (b3 & 0x3f);
   if (codePoint < 0x10000 || codePoint > 0x10ffff) return 8 | OTHER;
-  return 32 | classOf(codePoint, classes);
+  return 32 | classes[codePoint];
 }
 
 /**

@@ -78,13 +78,14 @@ export class Vocabulary {
   readonly merges: Int32Array;
   readonly specialTokens: ReadonlyMap<string, number>;
 
+  // private to the type checker alone: a worker makes a vocabulary of a clone, and clones have none of the other kind
   /** Id + 1 by hash of the bytes; 0 is free. */
-  readonly #byBytes: Int32Array;
+  private readonly byBytes: Int32Array;
   /** Entries of four words: left id + 1 (0: free), right id, rank, nothing. */
-  readonly #byPair: Int32Array;
-  readonly #pairShift: number;
+  private readonly byPair: Int32Array;
+  private readonly pairShift: number;
   /** Special tokens that neither a byte nor a merge makes. */
-  readonly #onlySpecial = new Set<number>();
+  private readonly onlySpecial = new Set<number>();
 
   /**
    * @param byteTokens ids of the 256 bytes, where those are tokens beside the one of a character with the same bytes
@@ -107,7 +108,7 @@ export class Vocabulary {
     this.bytes = new Uint8Array(byteLength);
     this.start = new Int32Array(size);
     this.length = new Int32Array(size);
-    this.#byBytes = new Int32Array(2 ** Math.ceil(Math.log2(2 * vocab.size + 2)));
+    this.byBytes = new Int32Array(2 ** Math.ceil(Math.log2(2 * vocab.size + 2)));
     this.packed = new Int32Array(3 * size);
     const apart = new Set(byteTokens);
     let end = 0;
@@ -133,8 +134,8 @@ export class Vocabulary {
     }
 
     const pairSlots = 2 ** Math.ceil(Math.log2(2 * merges.length + 2));
-    this.#pairShift = 32 - Math.log2(pairSlots);
-    this.#byPair = new Int32Array(4 * pairSlots);
+    this.pairShift = 32 - Math.log2(pairSlots);
+    this.byPair = new Int32Array(4 * pairSlots);
     this.merges = new Int32Array(3 * merges.length);
     this.byteRanks = new Int32Array(65536).fill(NO_RANK);
     const joined = new Uint8Array(2 * longest);
@@ -148,13 +149,13 @@ export class Vocabulary {
       specials.set(token, id);
     }
     this.specialTokens = specials;
-    for (const id of specials.values()) if (this.length[id] > 1) this.#onlySpecial.add(id);
-    for (let i = 2; i < this.merges.length && specials.size > 0; i += 3) this.#onlySpecial.delete(this.merges[i]);
+    for (const id of specials.values()) if (this.length[id] > 1) this.onlySpecial.add(id);
+    for (let i = 2; i < this.merges.length && specials.size > 0; i += 3) this.onlySpecial.delete(this.merges[i]);
   }
 
   /** Whether text that is not looked through for special tokens may become this id. */
   isOrdinary(id: number): boolean {
-    return !this.#onlySpecial.has(id);
+    return !this.onlySpecial.has(id);
   }
 
   has(id: number): boolean {
@@ -168,13 +169,13 @@ export class Vocabulary {
 
   /** Id of the token `bytes[start, end)`, or -1. */
   idOf(bytes: Uint8Array, start: number, end: number): number {
-    return this.#byBytes[this.#slotOf(bytes, start, end)] - 1;
+    return this.byBytes[this.slotOf(bytes, start, end)] - 1;
   }
 
   /** Number of the merge of two tokens, or NO_RANK. */
   rankOf(left: number, right: number): number {
-    const slot = this.#pairSlot(left, right);
-    return this.#byPair[slot] === 0 ? NO_RANK : this.#byPair[slot + 2];
+    const slot = this.pairSlot(left, right);
+    return this.byPair[slot] === 0 ? NO_RANK : this.byPair[slot + 2];
   }
 
   // The three below are methods, not loops in the constructor, since the JIT compiles what is called often sooner: GPT-2's
@@ -192,10 +193,10 @@ export class Vocabulary {
 
   /** Lets `idOf` find a token. */
   #enterToken(id: number, token: Uint8Array): void {
-    const slot = this.#slotOf(token, 0, token.length);
-    const taken = this.#byBytes[slot];
+    const slot = this.slotOf(token, 0, token.length);
+    const taken = this.byBytes[slot];
     if (taken > 0) throw new TokenizerError(`token ${showToken(token)} has two ids, ${taken - 1} and ${id}`);
-    this.#byBytes[slot] = id + 1;
+    this.byBytes[slot] = id + 1;
   }
 
   /** Enters a merge; `joined` is space for two tokens. */
@@ -215,8 +216,8 @@ export class Vocabulary {
         `merge ${rank} (${showToken(left)} + ${showToken(right)}): ${showToken(missing)} is not in the vocabulary`,
       );
     }
-    const table = this.#byPair;
-    const slot = this.#pairSlot(leftId, rightId);
+    const table = this.byPair;
+    const slot = this.pairSlot(leftId, rightId);
     if (table[slot] !== 0) {
       throw new TokenizerError(
         `merges ${table[slot + 2]} and ${rank} are the same: ${showToken(left)} + ${showToken(right)}`,
@@ -231,10 +232,10 @@ export class Vocabulary {
     if (length === 2) this.byteRanks[(left[0] << 8) | right[0]] = rank;
   }
 
-  #slotOf(bytes: Uint8Array, start: number, end: number): number {
+  private slotOf(bytes: Uint8Array, start: number, end: number): number {
     let hash = end - start;
     for (let p = start; p < end; p++) hash = Math.imul(hash ^ bytes[p], 0x01000193);
-    const table = this.#byBytes;
+    const table = this.byBytes;
     const mask = table.length - 1;
     let slot = (hash ^ (hash >>> 15)) & mask;
     for (; table[slot] !== 0; slot = (slot + 1) & mask) {
@@ -248,10 +249,10 @@ export class Vocabulary {
     return slot;
   }
 
-  #pairSlot(left: number, right: number): number {
-    const table = this.#byPair;
+  private pairSlot(left: number, right: number): number {
+    const table = this.byPair;
     const mask = table.length - 1;
-    let slot = (Math.imul(left ^ Math.imul(right, 0x85ebca6b), 0x9e3779b1) >>> this.#pairShift) << 2;
+    let slot = (Math.imul(left ^ Math.imul(right, 0x85ebca6b), 0x9e3779b1) >>> this.pairShift) << 2;
     while (table[slot] !== 0 && (table[slot] !== left + 1 || table[slot + 1] !== right)) slot = (slot + 4) & mask;
     return slot;
   }

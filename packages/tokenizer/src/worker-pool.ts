@@ -1,12 +1,17 @@
 /**
- * A few worker threads that take parts of files one after the other and give back results in the order of the parts.
+ * A few threads, this one among them, that take parts of files one after the other and give back results in the order of
+ * the parts. This thread works on a part itself whenever the others have enough to do, so that none of them waits for it,
+ * nor it for them.
  */
 import { Worker } from "node:worker_threads";
 import { TokenizerError } from "./errors.ts";
-import type { FilePart, WorkerRequest, WorkerSetup } from "./worker.ts";
+import type { FilePart } from "./file-parts.ts";
+import type { WorkerRequest, WorkerSetup } from "./worker.ts";
 
-/** Parts that may be finished, or in work, ahead of the one whose result is due, for each worker. */
-const AHEAD = 3;
+/** Parts that may be finished, or in work, ahead of the one whose result is due, for each thread. */
+const AHEAD = 8;
+/** Parts that a worker has at a time: one in work, one to go on with. */
+const AT_ONCE = 2;
 
 interface Pending {
   resolve(result: unknown): void;
@@ -15,34 +20,35 @@ interface Pending {
 
 export class WorkerPool implements Disposable {
   readonly #workers: Worker[];
-  /** For each worker, what settles the request that it is at. */
-  readonly #waiting: (Pending | undefined)[];
+  /** For each worker, what settles the requests that it has, the oldest first. */
+  readonly #waiting: Pending[][];
   #failure: Error | undefined;
 
+  /** @param count threads besides this one. */
   constructor(count: number, setup: WorkerSetup) {
     const file = import.meta.url.endsWith(".ts") ? "./worker.ts" : "./worker.js";
-    this.#waiting = Array<undefined>(count).fill(undefined);
-    this.#workers = Array.from({ length: count }, (_, index) => {
+    this.#waiting = Array.from({ length: count }, () => []);
+    this.#workers = this.#waiting.map((waiting) => {
       const worker = new Worker(new URL(file, import.meta.url), { workerData: setup });
-      worker.on("message", (result: unknown) => {
-        const waiting = this.#waiting[index];
-        this.#waiting[index] = undefined;
-        waiting?.resolve(result);
-      });
+      worker.on("message", (result: unknown) => waiting.shift()?.resolve(result));
       worker.on("error", (error: Error) => this.#fail(error));
       worker.on("exit", () => this.#fail(new Error("it ended early")));
       return worker;
     });
   }
 
-  /** Works on all parts; `onResult` gets each result in their order, one at a time. */
-  async run(
+  /**
+   * Works on all parts; `onResult` gets each result in their order, one at a time.
+   *
+   * @param here does in this thread what the workers do.
+   */
+  async run<Result>(
     parts: Iterable<FilePart>,
-    onResult: (result: unknown, part: FilePart) => void | Promise<void>,
+    here: (part: FilePart) => Result,
+    onResult: (result: Result, part: FilePart) => void | Promise<void>,
     signal?: AbortSignal,
   ): Promise<void> {
-    const due: { part: FilePart; result: Promise<unknown> }[] = [];
-    const idle = this.#workers.map((_, index) => Promise.resolve(index));
+    const due: { part: FilePart; result: Promise<Result> }[] = [];
     const takeDue = async (): Promise<void> => {
       const { part, result } = due.shift()!;
       await onResult(await result, part);
@@ -50,13 +56,12 @@ export class WorkerPool implements Disposable {
     };
     for (const part of parts) {
       signal?.throwIfAborted();
-      while (due.length >= AHEAD * this.#workers.length) await takeDue();
-      const index = await Promise.race(idle);
-      const result = this.#ask(index, part);
+      while (due.length >= AHEAD * (this.#workers.length + 1)) await takeDue();
+      const index = this.#waiting.findIndex(({ length }) => length < AT_ONCE);
+      const result = index < 0 ? Promise.resolve(here(part)) : (this.#ask(index, part) as Promise<Result>);
       result.catch(() => undefined); // it is reported when it is due
-      idle[index] = result.then(() => index);
-      idle[index].catch(() => undefined);
       due.push({ part, result });
+      if (index < 0) await new Promise((resolve) => setImmediate(resolve)); // the workers' messages, timers, signals
     }
     while (due.length > 0) await takeDue();
   }
@@ -74,7 +79,7 @@ export class WorkerPool implements Disposable {
   #ask(index: number, request: WorkerRequest): Promise<unknown> {
     if (this.#failure) return Promise.reject(this.#failure);
     return new Promise((resolve, reject) => {
-      this.#waiting[index] = { resolve, reject };
+      this.#waiting[index].push({ resolve, reject });
       this.#workers[index].postMessage(request);
     });
   }
@@ -82,6 +87,6 @@ export class WorkerPool implements Disposable {
   /** One lost worker ends the work: its part would be missing. */
   #fail(cause: Error): void {
     this.#failure ??= new TokenizerError(`a worker failed: ${cause.message}`, { cause });
-    for (const waiting of this.#waiting) waiting?.reject(this.#failure);
+    for (const { reject } of this.#waiting.flat()) reject(this.#failure);
   }
 }

@@ -1,0 +1,49 @@
+/** Counting and encoding parts of files, in any thread: each reads its parts itself, so that no text passes between them. */
+import { closeSync, openSync, readSync } from "node:fs";
+import type { PretokenStream } from "./pretokens.ts";
+import type { StreamingEncoder } from "./streaming-encoder.ts";
+import { Tokenizer, type TokenizerTables } from "./tokenizer.ts";
+import { Vocabulary } from "./vocabulary.ts";
+
+/** Bytes `start` … `end - 1` of a file. */
+export interface FilePart {
+  path: string;
+  start: number;
+  end: number;
+}
+
+const CHUNK = 1 << 20;
+
+function forChunks({ path, start, end }: FilePart, use: (chunk: Uint8Array) => void): void {
+  const file = openSync(path, "r");
+  try {
+    const buffer = new Uint8Array(Math.min(CHUNK, end - start));
+    for (let position = start; position < end;) {
+      const length = readSync(file, buffer, 0, Math.min(buffer.length, end - position), position);
+      if (length === 0) throw new Error(`${path} has become shorter while it was read`);
+      use(buffer.subarray(0, length));
+      position += length;
+    }
+  } finally {
+    closeSync(file);
+  }
+}
+
+/** The tokenizer of which a structured clone has the tables; nothing is built again. */
+export function cloneTokenizer(tables: TokenizerTables): Tokenizer {
+  const vocabulary = Object.assign(Object.create(Vocabulary.prototype) as Vocabulary, tables.vocabulary);
+  return new Tokenizer({ ...tables, vocab: new Map(), merges: [] }, { vocabulary });
+}
+
+export function countPart(stream: PretokenStream, part: FilePart): void {
+  forChunks(part, (chunk) => stream.push(chunk));
+  stream.endText();
+}
+
+/** The part's ids, in some arrays. */
+export function encodePart(encoder: StreamingEncoder, part: FilePart): Int32Array<ArrayBuffer>[] {
+  const ids: Int32Array<ArrayBuffer>[] = [];
+  forChunks(part, (chunk) => ids.push(encoder.push(chunk)));
+  ids.push(encoder.finish());
+  return ids;
+}
