@@ -32,7 +32,7 @@ export const TESTS: Record<string, { tests: string[]; pattern: string }> = {
   "attention_backward.cu": { tests: tests("attention"), pattern: "bfloat16.*(77|129|193|257)\\], .*forward" },
   "attention_short.cu": { tests: tests("attention"), pattern: "bfloat16.*(1|33|64|65|256)\\], .*(16|32) .*forward" },
   "attention_scalar.cu": { tests: tests("attention"), pattern: "float32.*(1|17|64|65|77|33|193)\\], " },
-  "tensor_tile.h": { tests: tests("attention"), pattern: "bfloat16.*(65|77|193)\\], " },
+  "tensor_tile.h": { tests: tests("matmul", "attention"), pattern: "matmul|bfloat16.*(65|77|193)\\], " },
 };
 
 /** In the first line of the file that contains it: what stands there, the mistake, and its name. */
