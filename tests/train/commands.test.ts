@@ -14,7 +14,16 @@ import { loadRun } from "../../packages/train/src/run.ts";
 import { cosineLearningRate } from "../../packages/train/src/schedule.ts";
 import { RunDirectory } from "../../packages/train/src/run.ts";
 import { train } from "../../packages/train/src/trainer.ts";
-import { type CommandName, type Ended, Workplace, flags, resultOf, root, smallFlags } from "./support/workplace.ts";
+import {
+  type CommandName,
+  type Ended,
+  Workplace,
+  environmentOf,
+  flags,
+  resultOf,
+  root,
+  smallFlags,
+} from "./support/workplace.ts";
 import { storyText, succeeded, until } from "./support/workplace.ts";
 
 const place = new Workplace();
@@ -301,7 +310,7 @@ describe("generate", () => {
     // Without an end in sight: only a reader of the first pieces sees anything.
     const program = [process.execPath, join(root, "packages/train/src/cli/generate.ts"), "--run", run];
     const child = Bun.spawn([...program, "--max-tokens", "100000000", "--prompt", "Once"], {
-      env: { PATH: process.env.PATH, HOME: place.folder },
+      env: environmentOf(place.folder),
       stdout: "pipe",
       timeout: 30_000,
     });

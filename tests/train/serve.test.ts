@@ -6,7 +6,7 @@ import fc from "fast-check";
 import OpenAI from "openai";
 import { encodePrompt } from "../../packages/train/src/prompt.ts";
 import { CompletionServer, type ServeOptions } from "../../packages/train/src/serve/server.ts";
-import { Workplace, flags, smallFlags, storyText } from "./support/workplace.ts";
+import { Workplace, environmentOf, flags, smallFlags, storyText } from "./support/workplace.ts";
 
 const device = openDevice("cpu", { threads: 1 });
 const tokenizer = Tokenizer.train(storyText(20_000), { vocabSize: 400, specialTokens: ["<|endoftext|>"] });
@@ -307,7 +307,7 @@ describe("bun run serve", () => {
     const argv = ["--run", place.path("runs/main"), "--threads", "1"];
     const program = [process.execPath, new URL("../../packages/train/src/cli/serve.ts", import.meta.url).pathname];
     const child = Bun.spawn([...program, ...argv, "--port", "0"], {
-      env: { PATH: process.env.PATH, HOME: place.folder },
+      env: environmentOf(place.folder),
       stdout: "pipe",
       stderr: "inherit",
       timeout: 60_000,

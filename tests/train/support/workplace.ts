@@ -78,10 +78,13 @@ const sanitizer = Object.fromEntries(
   }),
 );
 
+/** The environment of a command: nothing of this process's but the path. */
+export const environmentOf = (home: string) => ({ PATH: process.env.PATH, HOME: home, ...sanitizer });
+
 function spawn(command: string[], directory: string, home: string, input: Uint8Array | undefined) {
   return Bun.spawn(command, {
     cwd: directory,
-    env: { PATH: process.env.PATH, HOME: home, ...sanitizer },
+    env: environmentOf(home),
     stdin: input ?? "ignore",
     stdout: "pipe",
     stderr: "pipe",
