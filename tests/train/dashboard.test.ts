@@ -23,9 +23,9 @@ afterAll(async () => {
   place[Symbol.dispose]();
 });
 
-/** A run's files, with `steps` lines of metrics. */
-function makeRun(name: string, steps: number, offset = 0): RunDirectory {
-  const run = new RunDirectory(place.path("runs", name));
+/** A run's files, with `steps` lines of metrics. The dashboard shows it beside all others in its folder. */
+function makeRun(name: string, steps: number, { offset = 0, folder = "runs" } = {}): RunDirectory {
+  const run = new RunDirectory(place.path(folder, name));
   mkdirSync(run.path, { recursive: true });
   writeFileSync(run.metrics, "");
   for (let step = 1; step <= steps; step++) appendStep(run, step, offset);
@@ -106,7 +106,7 @@ test(
   "live: curves of several runs are drawn, new steps and samples arrive, axes and runs can be chosen",
   needsBrowser(async () => {
     const run = makeRun("main", 40);
-    makeRun("other", 60, 0.5);
+    makeRun("other", 60, { offset: 0.5 });
     using dashboard = await watchRun(run, 0);
     await using opened = await open(dashboard.url, 1280, 900);
     const { page, problems } = opened;
@@ -140,7 +140,7 @@ test(
 test(
   "a run without a step says that there is nothing to draw, until there is",
   needsBrowser(async () => {
-    const run = makeRun("begun", 0);
+    const run = makeRun("begun", 0, { folder: "alone" });
     using dashboard = await watchRun(run, 0);
     await using opened = await open(dashboard.url, 1280, 900, ".chart .empty");
     expect(await opened.page.locator(".chart .empty").allTextContents()).toEqual(Array(7).fill("nothing to draw yet"));
