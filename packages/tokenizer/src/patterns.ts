@@ -10,7 +10,7 @@ import { compilePattern, RegExpScanner } from "./scan-regexp.ts";
 import { AUTOMATON_CL100K, AUTOMATON_QWEN2, scanCl100k, scanLlama3, scanQwen2 } from "./scan-cl100k.ts";
 import { AUTOMATON_GPT2, scanGpt2 } from "./scan-gpt2.ts";
 import { AUTOMATON_O200K, scanO200k } from "./scan-o200k.ts";
-import { type Automaton, type ScanFunction, TableScanner } from "./scan-table.ts";
+import { type Automaton, type ScanFunction, tableScanner } from "./scan-table.ts";
 
 /** A scan in progress: `begin` once per stretch of text, then `next` until it returns 0. */
 export interface Scanner {
@@ -109,7 +109,7 @@ export function resolvePattern(nameOrSource: string): Pattern {
   const builtIn = BUILT_IN.find(({ name, sources }) => name === nameOrSource || sources.includes(nameOrSource));
   if (builtIn) {
     const { name, sources, scan, automaton, unsettled } = builtIn;
-    return { id: name, source: sources[0], unsettled, createScanner: () => new TableScanner(automaton, scan) };
+    return { id: name, source: sources[0], unsettled, createScanner: () => tableScanner(automaton, scan) };
   }
   if (/^[a-z][a-z0-9_-]*$/i.test(nameOrSource)) {
     throw new TokenizerError(

@@ -4,6 +4,7 @@
  * that depends on them. What the table leaves open, any other character above all, the pattern's ScanFunction decides.
  */
 import type { Scanner } from "./patterns.ts";
+import { FunctionScanner } from "./scan-function.ts";
 
 /**
  * End of the piece that starts at `bytes[p]`, where `bytes[p, end)` is a whole text from the start of a piece on, p < end.
@@ -45,30 +46,11 @@ function makeTable({ columns, rows, classes }: Automaton): Uint8Array {
   return table;
 }
 
-export class TableScanner implements Scanner {
-  readonly #table: Uint8Array;
-  readonly #scan: ScanFunction;
-  #bytes: Uint8Array = new Uint8Array(0);
-  #position = 0;
-  #end = 0;
-
-  constructor(automaton: Automaton, scan: ScanFunction) {
-    this.#table = makeTable(automaton);
-    this.#scan = scan;
-  }
-
-  begin(bytes: Uint8Array, start: number, end: number): void {
-    this.#bytes = bytes;
-    this.#position = start;
-    this.#end = end;
-  }
-
-  next(ends: Int32Array): number {
-    const table = this.#table;
-    const bytes = this.#bytes;
-    const end = this.#end;
+export function tableScanner(automaton: Automaton, scan: ScanFunction): Scanner {
+  const table = makeTable(automaton);
+  return new FunctionScanner((bytes, start, end, ends) => {
     const limit = ends.length - 1; // a step writes two
-    let position = this.#position;
+    let position = start;
     let n = 0;
     while (position < end && n < limit) {
       let state = 0;
@@ -85,10 +67,9 @@ export class TableScanner implements Scanner {
       }
       if (n > 0) position = ends[n - 1];
       if (n >= limit) break;
-      position = this.#scan(bytes, position, end);
+      position = scan(bytes, position, end);
       ends[n++] = position;
     }
-    this.#position = position;
     return n;
-  }
+  });
 }
