@@ -12,29 +12,23 @@ class PairBackwardWorker {
  public:
   PairBackwardWorker(const AttentionBackward<bfloat16>& problem, float* scratch)
       : p(problem), width(round_up(problem.dim, COLUMNS)), pairs(pairs_of<Unit>(problem.dim)) {
-    float* at = scratch;
-    const auto take = [&](int64_t words) {
-      float* const taken = at;
-      at += round_up(words, LANES);
-      return taken;
-    };
-    const auto take_halves = [&](int64_t elements) { return reinterpret_cast<bfloat16*>(take(elements / 2)); };
-    scores = take(Blocks::MOST_ROWS * BLOCK);
-    dscores = take(Blocks::MOST_ROWS * BLOCK);
-    dkeys = take(Blocks::MOST_ROWS * width);
-    dvalues = take(Blocks::MOST_ROWS * width);
-    tile = take(ROWS * COLUMNS);
-    rows = take(BLOCK * width);
-    weights = take_halves(BLOCK * BLOCK);
-    dweights = take_halves(BLOCK * BLOCK);
-    halves = take_halves(BLOCK * width);
-    strip = take(Blocks::strip_words(BLOCK));
-    transposed_keys = take(Blocks::panel_words(BLOCK, p.dim));
-    transposed_values = take(Blocks::panel_words(BLOCK, p.dim));
-    keys = take(Blocks::panel_words(p.dim, BLOCK));
+    ScratchParts parts = {scratch};
+    scores = parts.take(Blocks::MOST_ROWS * BLOCK);
+    dscores = parts.take(Blocks::MOST_ROWS * BLOCK);
+    dkeys = parts.take(Blocks::MOST_ROWS * width);
+    dvalues = parts.take(Blocks::MOST_ROWS * width);
+    tile = parts.take(ROWS * COLUMNS);
+    rows = parts.take(BLOCK * width);
+    weights = parts.take_halves(BLOCK * BLOCK);
+    dweights = parts.take_halves(BLOCK * BLOCK);
+    halves = parts.take_halves(BLOCK * width);
+    strip = parts.take(Blocks::strip_words(BLOCK));
+    transposed_keys = parts.take(Blocks::panel_words(BLOCK, p.dim));
+    transposed_values = parts.take(Blocks::panel_words(BLOCK, p.dim));
+    keys = parts.take(Blocks::panel_words(p.dim, BLOCK));
     strip_words = round_up(Blocks::strip_words(p.dim), LANES);
     panel_words = round_up(Blocks::panel_words(p.dim, BLOCK), LANES);
-    slots = at;
+    slots = parts.rest;
     slot_count = (scratch + SCRATCH_BYTES / 4 - slots) / (2 * (strip_words + panel_words));
   }
 

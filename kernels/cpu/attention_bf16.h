@@ -13,6 +13,18 @@
 
 MANTOU_NAMESPACE
 
+// Hands out a thread's scratch piece by piece, each at a whole vector.
+struct ScratchParts {
+  float* rest;
+
+  float* take(int64_t words) {
+    float* const taken = rest;
+    rest += round_up(words, LANES);
+    return taken;
+  }
+  bfloat16* take_halves(int64_t elements) { return reinterpret_cast<bfloat16*>(take(elements / 2)); }
+};
+
 // Packing and products of one block of at most BLOCK queries and BLOCK keys.
 template <typename Unit>
 class PairBlocks {
@@ -52,22 +64,17 @@ class PairWorker {
  public:
   PairWorker(const Attention<bfloat16>& problem, float* scratch)
       : p(problem), width(round_up(problem.dim, COLUMNS)), pairs(pairs_of<Unit>(problem.dim)) {
-    float* at = scratch;
-    const auto take = [&](int64_t words) {
-      float* const taken = at;
-      at += round_up(words, LANES);
-      return taken;
-    };
-    scores = take(Blocks::MOST_ROWS * BLOCK);
-    sums = take(Blocks::MOST_ROWS * width);
-    rows = take(BLOCK * width);
-    weights = reinterpret_cast<bfloat16*>(take(BLOCK * BLOCK / 2));
-    halves = reinterpret_cast<bfloat16*>(take(BLOCK * width / 2));
-    strip = take(Blocks::strip_words(BLOCK));
-    queries = take(Blocks::panel_words(BLOCK, p.dim));
+    ScratchParts parts = {scratch};
+    scores = parts.take(Blocks::MOST_ROWS * BLOCK);
+    sums = parts.take(Blocks::MOST_ROWS * width);
+    rows = parts.take(BLOCK * width);
+    weights = parts.take_halves(BLOCK * BLOCK);
+    halves = parts.take_halves(BLOCK * width);
+    strip = parts.take(Blocks::strip_words(BLOCK));
+    queries = parts.take(Blocks::panel_words(BLOCK, p.dim));
     key_words = Blocks::strip_words(p.dim);
     slot_words = round_up(key_words + Blocks::panel_words(p.dim, BLOCK), LANES);
-    slots = at;
+    slots = parts.rest;
     slot_count = (scratch + SCRATCH_BYTES / 4 - slots) / slot_words;
   }
 
