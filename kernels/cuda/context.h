@@ -84,9 +84,6 @@ inline int32_t cuda_failed(const char* function, const char* what, cudaError_t e
     if (error_ != cudaSuccess) return mantou::cuda_failed(__func__, #call, error_);           \
   } while (0)
 
-// A block has at most 48 KiB of shared memory unless its kernel asks for more.
-constexpr size_t SHARED_BY_DEFAULT = 48 << 10;
-
 // Queues kernel(arguments...) on `stream`; `name` is the operation's, for the error.
 template <typename... Parameters, typename... Arguments>
 inline int32_t launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared,
@@ -94,7 +91,8 @@ inline int32_t launch(const char* name, void (*kernel)(Parameters...), dim3 grid
 #if defined(__CUDACC__)
   const auto address = reinterpret_cast<const void*>(kernel);
   cudaError_t error = cudaSuccess;
-  if (shared > SHARED_BY_DEFAULT)
+  // A kernel gets more than 48 KiB, its static shared memory included, only if it has asked.
+  if (shared > 0)
     error = cudaFuncSetAttribute(address, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
   if (error == cudaSuccess) {
     const auto start = [&](Parameters... parameters) {
@@ -104,6 +102,7 @@ inline int32_t launch(const char* name, void (*kernel)(Parameters...), dim3 grid
     error = start(arguments...);
   }
   if (error == cudaSuccess) return MANTOU_OK;
+  cudaGetLastError();  // forgets the error: the context works on
   return fail(MANTOU_DEVICE_ERROR, "%s: launch of %u x %u x %u blocks of %u threads with %zu bytes of shared memory: %s",
               name, grid.x, grid.y, grid.z, block.x * block.y * block.z, shared, cudaGetErrorString(error));
 #else

@@ -6,8 +6,25 @@ import type { Activations } from "../activations.ts";
 import { type CrossEntropyOptions, crossEntropy, matmul, sum } from "../operations.ts";
 import { Tensor } from "../tensor.ts";
 
-/** About this many logits are alive at once (16 MB). */
-const CHUNK_ELEMENTS = 4 << 20;
+/** About this many logits are alive at once: 16 MB, as caches hold. */
+const CPU_LOGITS = 4 << 20;
+
+/**
+ * A GPU wants large products; and every chunk reads and writes the gradient of W, which for 50,304 x 768 is 309 MB, as much
+ * as 3,000 rows of bfloat16 logits.
+ */
+const GPU_LOGITS = 256 << 20;
+
+/** Rows of a chunk on a GPU are a multiple of this: whole tiles of its products. */
+const GPU_ROWS = 128;
+
+/** Rows that go through together, of at most `rows`. */
+function rowsOfChunk({ rows, device }: Activations, vocabulary: number): number {
+  const most = Math.max(64, Math.floor((device.name === "cpu" ? CPU_LOGITS : GPU_LOGITS) / vocabulary));
+  if (device.name === "cpu") return Math.min(rows, most);
+  const even = rows / Math.ceil(rows / most);
+  return Math.min(rows, Math.ceil(even / GPU_ROWS) * GPU_ROWS);
+}
 
 export class Head {
   #logits: Tensor;
@@ -25,7 +42,7 @@ export class Head {
     readonly loss: CrossEntropyOptions,
     activations: Activations,
   ) {
-    const rows = Math.min(activations.rows, Math.max(64, Math.floor(CHUNK_ELEMENTS / weight.rows)));
+    const rows = rowsOfChunk(activations, weight.rows);
     this.#logits = activations.keep([rows, weight.rows]);
     this.#losses = activations.keep([activations.rows], "float32");
     this.#dInput = activations.scratch("dHeadInput", [activations.rows, weight.columns]);
