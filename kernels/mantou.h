@@ -33,7 +33,7 @@ extern "C" {
 #ifndef MANTOU_API
 #define MANTOU_API __attribute__((visibility("default")))
 #endif
-#define MANTOU_ABI_VERSION 6
+#define MANTOU_ABI_VERSION 7
 
 enum mantou_status {
   MANTOU_OK = 0,
@@ -124,12 +124,13 @@ MANTOU_API int32_t mantou_wait_for_mark(mantou_context* context, int32_t mark);
 /* Between begin and end, work queued on the compute stream is recorded with its pointers and sizes instead of being
  * done; `graph` (host) receives the record. Nothing may be allocated or waited for in between, and copies must be
  * asynchronous. What changes from one replay to the next (a learning rate, a batch) is read from device memory.
- * MANTOU_UNSUPPORTED where work is done as it is queued, as on the CPU. A failure in between is reported by end. */
+ * MANTOU_UNSUPPORTED where there is no way to record. A failure in between is reported by end or by replay. */
 MANTOU_API int32_t mantou_capture_begin(mantou_context* context);
 MANTOU_API int32_t mantou_capture_end(mantou_context* context, mantou_graph** graph);
 
-/* Queues everything that was captured, in one go. */
-MANTOU_API int32_t mantou_graph_replay(mantou_context* context, mantou_graph* graph);
+/* Queues everything that was captured, in one go. `milliseconds`: host, null or one float for each captured call in its
+ * order, which receives how long that took; MANTOU_UNSUPPORTED unless null where work is queued. */
+MANTOU_API int32_t mantou_graph_replay(mantou_context* context, mantou_graph* graph, float* milliseconds);
 MANTOU_API int32_t mantou_graph_destroy(mantou_context* context, mantou_graph* graph);
 
 /* ---- token files (host) ----------------------------------------------------------------------------------------- */

@@ -1,5 +1,5 @@
 // The library's identity, error texts and contexts.
-#include "context.h"
+#include "graph.h"
 
 #include <unistd.h>
 
@@ -132,12 +132,14 @@ int32_t mantou_context_create(int32_t device, int32_t threads, mantou_context** 
   created->threads = threads;
   created->scratch = static_cast<char*>(scratch);
   created->instructions = instructions;
+  created->capture = nullptr;
   *context = created;
   return MANTOU_OK;
 }
 
 int32_t mantou_context_destroy(mantou_context* context) {
   if (!context) return MANTOU_OK;
+  delete context->capture;
   std::free(context->scratch);
   delete context;
   return MANTOU_OK;

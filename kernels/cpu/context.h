@@ -20,6 +20,7 @@ struct mantou_context {
   int threads;
   char* scratch;  // threads * SCRATCH_BYTES, aligned to LARGE_PAGE
   const mantou::InstructionSet* instructions;
+  mantou_graph* capture;  // what operations are recorded in instead of being done, or null
 
   template <typename T>
   __attribute__((always_inline)) T* thread_scratch(int thread) const {

@@ -1,14 +1,16 @@
 // The operations of mantou.h as they are exported: each goes to the table of the instruction set that the context works
 // with. Sizes of workspaces do not depend on that; they come from the table that every processor can run.
-#include "context.h"
+#include "graph.h"
 
 using namespace mantou;
 
 #define FORWARD(name, ...)                         \
   CHECK(context, "%s: context is null", __func__); \
-  return context->instructions->operations->name(__VA_ARGS__)
+  return run_or_record(__func__, context, [=] { return context->instructions->operations->name(__VA_ARGS__); })
 
 int32_t mantou_measure_peaks(mantou_context* context, int64_t bytes, const void* memory, double* peaks) {
+  CHECK_NOT_NULL(context);
+  CHECK_NOT_CAPTURED(context);
   FORWARD(mantou_measure_peaks, context, bytes, memory, peaks);
 }
 

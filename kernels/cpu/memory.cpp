@@ -6,7 +6,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "context.h"
+#include "graph.h"
 
 using mantou::LARGE_PAGE;
 
@@ -92,6 +92,7 @@ static int32_t copy(const mantou_context* context, void* destination, const void
 
 int32_t mantou_copy(mantou_context* context, void* destination, const void* source, int64_t bytes) {
   CHECK_NOT_NULL(context);
+  CHECK_NOT_CAPTURED(context);
   CHECK_NOT_NEGATIVE(bytes);
   if (bytes == 0) return MANTOU_OK;
   CHECK_NOT_NULL(destination, source);
@@ -107,21 +108,21 @@ int32_t mantou_copy_async(mantou_context* context, void* destination, const void
   CHECK_NOT_NULL(context);
   CHECK_NOT_NEGATIVE(bytes);
   CHECK_STREAM(stream);
-  if (bytes == 0) return MANTOU_OK;
-  CHECK_NOT_NULL(destination, source);
-  return copy(context, destination, source, bytes);
+  if (bytes > 0) CHECK_NOT_NULL(destination, source);
+  return mantou::run_or_record(__func__, context, [=] { return copy(context, destination, source, bytes); });
 }
 
 int32_t mantou_fill(mantou_context* context, void* memory, int32_t value, int64_t bytes) {
   CHECK_NOT_NULL(context);
   CHECK_NOT_NEGATIVE(bytes);
   CHECK(value >= 0 && value <= 255, "%s: value is %d; a byte is 0 to 255", __func__, value);
-  if (bytes == 0) return MANTOU_OK;
-  CHECK_NOT_NULL(memory);
-  mantou::parallel_for(context, bytes, MIB, [=](int64_t begin, int64_t end, int) {
-    std::memset(static_cast<char*>(memory) + begin, value, static_cast<size_t>(end - begin));
+  if (bytes > 0) CHECK_NOT_NULL(memory);
+  return mantou::run_or_record(__func__, context, [=] {
+    mantou::parallel_for(context, bytes, MIB, [=](int64_t begin, int64_t end, int) {
+      std::memset(static_cast<char*>(memory) + begin, value, static_cast<size_t>(end - begin));
+    });
+    return MANTOU_OK;
   });
-  return MANTOU_OK;
 }
 
 // ---- streams -----------------------------------------------------------------------------------------------------
@@ -147,32 +148,5 @@ int32_t mantou_mark(mantou_context* context, int32_t mark) {
 int32_t mantou_wait_for_mark(mantou_context* context, int32_t mark) {
   CHECK_NOT_NULL(context);
   CHECK(mark == 0 || mark == 1, "%s: mark is %d; it must be 0 or 1", __func__, mark);
-  return MANTOU_OK;
-}
-
-// ---- capture -----------------------------------------------------------------------------------------------------
-
-// An operation is done when its call returns: there is nothing to record.
-int32_t mantou_capture_begin(mantou_context* context) {
-  CHECK_NOT_NULL(context);
-  return mantou::fail(MANTOU_UNSUPPORTED, "%s: the CPU does its work at once and captures none", __func__);
-}
-
-int32_t mantou_capture_end(mantou_context* context, mantou_graph** graph) {
-  CHECK_NOT_NULL(context);
-  CHECK_NOT_NULL(graph);
-  *graph = nullptr;
-  return mantou::fail(MANTOU_UNSUPPORTED, "%s: the CPU does its work at once and captures none", __func__);
-}
-
-int32_t mantou_graph_replay(mantou_context* context, mantou_graph* graph) {
-  (void)graph;
-  CHECK_NOT_NULL(context);
-  return mantou::fail(MANTOU_UNSUPPORTED, "%s: the CPU has no graphs", __func__);
-}
-
-int32_t mantou_graph_destroy(mantou_context* context, mantou_graph* graph) {
-  CHECK_NOT_NULL(context);
-  CHECK(!graph, "%s: the CPU has no graphs", __func__);
   return MANTOU_OK;
 }

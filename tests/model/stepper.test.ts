@@ -33,8 +33,10 @@ function setUp(device: Device, { precision, Optimizer }: Case) {
 
 type Trained = { results: { loss: number; gradNorm: number }[]; weights: Float32Array; validation: number };
 
+/** Waiting for each step, every operation called by itself. */
 function waiting(how: Case): Trained {
   using device = openDevice("cpu", { threads: 1 });
+  device.capture = () => undefined;
   using trained = setUp(device, how);
   const { model, optimizer } = trained;
   const results = Array.from({ length: steps }, (_, step) => {

@@ -5,6 +5,7 @@
 import { gradientNorm, scale } from "./operations.ts";
 import type { Parameter, ParameterStore } from "./parameters.ts";
 import type { Slice } from "./native.ts";
+import { Repeated } from "./repeated.ts";
 import { Tensor } from "./tensor.ts";
 
 export interface AdamWOptions {
@@ -45,6 +46,8 @@ export class AdamW implements Disposable {
   stepCount = 0;
   #workspace: Tensor;
   #segments: Segment[];
+  /** What `queueStep` does for its `maxNorm`. */
+  #queued: { maxNorm: number; work: Repeated } | undefined;
 
   /** @param parameters all parameters of one model. @throws RangeError for a value outside its range */
   constructor(parameters: Map<string, Parameter>, options: AdamWOptions = {}) {
@@ -106,8 +109,15 @@ export class AdamW implements Disposable {
 
   /** The device's part of `clipAndStep`, without waiting: leaves the norm in `norm`. */
   queueStep(maxNorm: number): void {
-    gradientNorm(this.norm, this.store.gradients, maxNorm, this.#workspace);
-    this.#update(this.norm.view([1], 1));
+    if (this.#queued?.maxNorm !== maxNorm) {
+      this.#queued?.work[Symbol.dispose]();
+      const work = new Repeated(this.store.device, () => {
+        gradientNorm(this.norm, this.store.gradients, maxNorm, this.#workspace);
+        this.#update(this.norm.view([1], 1));
+      });
+      this.#queued = { maxNorm, work };
+    }
+    this.#queued.work.run();
   }
 
   zeroGrad(): void {
@@ -115,6 +125,7 @@ export class AdamW implements Disposable {
   }
 
   [Symbol.dispose](): void {
+    this.#queued?.work[Symbol.dispose]();
     for (const tensor of [this.firstMoments, this.secondMoments, this.scalars, this.norm, this.#workspace]) {
       tensor[Symbol.dispose]();
     }

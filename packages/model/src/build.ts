@@ -18,7 +18,7 @@ export const FLAGS = (
 ).split(" ");
 
 /** Files that are compiled once; every other one holds operations and is compiled for each instruction set. */
-export const SHARED = ["context.cpp", "dispatch.cpp", "file.cpp", "instructions.cpp", "memory.cpp"];
+export const SHARED = ["context.cpp", "dispatch.cpp", "file.cpp", "graph.cpp", "instructions.cpp", "memory.cpp"];
 
 /** The instruction sets that one library serves, with their flags (see kernels/cpu/dispatch.h). */
 const AVX2 = "-mavx2 -mfma -mf16c -mbmi -mbmi2";

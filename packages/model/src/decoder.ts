@@ -8,6 +8,7 @@ import { headShape } from "./layers/attention.ts";
 import { HEAD_NORM_EPS } from "./layers/head-norm.ts";
 import { add, attentionCached, embeddingForward, matmul, rmsnormForward } from "./operations.ts";
 import { siluForward, swigluForward } from "./operations.ts";
+import { Repeated } from "./repeated.ts";
 import { type DType, Tensor } from "./tensor.ts";
 import type { TransformerLM } from "./transformer.ts";
 
@@ -21,13 +22,17 @@ export class Decoder implements Disposable {
   readonly capacity: number;
   #caches: { k: Tensor; v: Tensor }[];
   #buffers = new Map<string, Tensor>();
+  /** Steps of one token each, by the number of sequences. */
+  #steps = new Map<number, Repeated<Tensor>>();
+  /** Gains of the norm of heads. */
+  #ones: Tensor | null;
 
   /** @param options batchSize: slots, one a sequence; capacity: most tokens of each, at most contextLength */
   constructor(
     readonly model: TransformerLM,
     options: { batchSize?: number; capacity?: number } = {},
   ) {
-    const { contextLength, numLayers } = model.config;
+    const { contextLength, numLayers, qkNorm } = model.config;
     this.batchSize = options.batchSize ?? 1;
     this.capacity = options.capacity ?? contextLength;
     if (this.capacity > contextLength) {
@@ -40,6 +45,8 @@ export class Decoder implements Disposable {
       k: Tensor.zeros(model.device, shape, model.type, "key/value cache"),
       v: Tensor.zeros(model.device, shape, model.type, "key/value cache"),
     }));
+    const ones = () => Tensor.from(model.device, [headDim], new Float32Array(headDim).fill(1), model.type);
+    this.#ones = qkNorm ? ones() : null;
   }
 
   /** Forgets the tokens of one slot, or of all. */
@@ -57,7 +64,6 @@ export class Decoder implements Disposable {
    */
   forward(tokens: Int32Array, options: { slots?: readonly number[]; allLogits?: boolean } = {}): Float32Array {
     const { model } = this;
-    const { config, store } = model;
     const slots = options.slots ?? Array.from(this.positions.keys());
     const batch = slots.length;
     const rows = tokens.length;
@@ -65,13 +71,35 @@ export class Decoder implements Disposable {
     if (!Number.isInteger(length) || length === 0) throw new RangeError(`${rows} tokens for ${batch} sequences`);
     this.#checkSlots(slots, length);
     model.checkTokens(tokens);
-    const places = [slots.map((slot) => this.positions[slot]!), slots].map((values, i) => {
-      const place = this.#buffer(i === 0 ? "starts" : "slots", [batch], "int32");
-      place.upload(Int32Array.from(values));
-      return place;
-    }) as [starts: Tensor, slots: Tensor];
+    const starts = slots.map((slot) => this.positions[slot]!);
+    this.#buffer("starts", [batch], "int32").upload(Int32Array.from(starts));
+    this.#buffer("slots", [batch], "int32").upload(Int32Array.from(slots));
+    this.#buffer("tokens", [rows], "int32").upload(tokens);
+    let logits: Float32Array;
+    if (length === 1 && batch <= this.#logitRows) logits = this.#download(this.#step(batch));
+    else {
+      const features = this.#features(batch, rows);
+      logits = this.#project(options.allLogits ? features : this.#lastRows(features, batch));
+    }
+    for (const slot of slots) this.positions[slot]! += length;
+    return logits;
+  }
+
+  /** The logits of one token more of every sequence. */
+  #step(batch: number): Tensor {
+    let step = this.#steps.get(batch);
+    if (!step) {
+      step = new Repeated(this.model.device, () => this.#logits(this.#features(batch, batch)));
+      this.#steps.set(batch, step);
+    }
+    return step.run();
+  }
+
+  /** What the output projection reads, [rows, dModel], of the tokens that were uploaded. */
+  #features(batch: number, rows: number): Tensor {
+    const { config, store } = this.model;
+    const places = { starts: this.#buffer("starts", [batch], "int32"), slots: this.#buffer("slots", [batch], "int32") };
     const ids = this.#buffer("tokens", [rows], "int32");
-    ids.upload(tokens);
     const [x, normed, update] = ["x", "normed", "update"].map((name) => this.#buffer(name, [rows, config.dModel]));
     embeddingForward(x!, store.get("token_embeddings.weight").weight, ids);
 
@@ -95,12 +123,12 @@ export class Decoder implements Disposable {
       else add(x!, x!, update!);
     }
     if (config.norm !== "none") addAndNorm("ln_final.weight", pending, normed!);
-    for (const slot of slots) this.positions[slot]! += length;
-    const features = config.norm === "none" ? x! : normed!;
-    return options.allLogits ? this.#project(features) : this.#project(this.#lastRows(features, batch));
+    return config.norm === "none" ? x! : normed!;
   }
 
   [Symbol.dispose](): void {
+    this.#forgetSteps();
+    this.#ones?.[Symbol.dispose]();
     for (const { k, v } of this.#caches) {
       k[Symbol.dispose]();
       v[Symbol.dispose]();
@@ -129,7 +157,7 @@ export class Decoder implements Disposable {
     rmsnormForward({ output: x, sum, rstd }, { input: update, residual: x, gain, eps: this.model.config.rmsNormEps });
   }
 
-  #attend(layer: number, input: Tensor, output: Tensor, [starts, slots]: [starts: Tensor, slots: Tensor]): void {
+  #attend(layer: number, input: Tensor, output: Tensor, places: { starts: Tensor; slots: Tensor }): void {
     const { store, config, rope } = this.model;
     const prefix = `layers.${layer}.attn`;
     const weight = store.stacked(["q", "k", "v"].map((part) => `${prefix}.${part}_proj.weight`)).weight;
@@ -137,13 +165,10 @@ export class Decoder implements Disposable {
     const attended = this.#buffer("attended", [input.rows, config.dModel]);
     matmul(qkv, input, weight, { transposeB: true });
     const { k: kCache, v: vCache } = this.#caches[layer]!;
-    const shape = { batch: starts.count, length: input.rows / starts.count, ...headShape(config), rope };
+    const batch = places.starts.count;
+    const shape = { batch, length: input.rows / batch, ...headShape(config), rope };
     const normed = config.qkNorm ? this.#normHeads(qkv) : qkv;
-    attentionCached(
-      attended,
-      { qkv: normed, values: qkv, kCache, vCache, capacity: this.capacity, starts, slots },
-      shape,
-    );
+    attentionCached(attended, { qkv: normed, values: qkv, kCache, vCache, capacity: this.capacity, ...places }, shape);
     matmul(output, attended, store.get(`${prefix}.output_proj.weight`).weight, { transposeB: true });
   }
 
@@ -153,9 +178,7 @@ export class Decoder implements Disposable {
     const heads = [qkv.count / headDim, headDim];
     const normed = this.#buffer("normedHeads", [qkv.rows, qkv.columns]);
     const rstd = this.#buffer("headRstd", [qkv.count / headDim], "float32");
-    const ones = this.#buffer("ones", [headDim]);
-    ones.upload(new Float32Array(headDim).fill(1));
-    const given = { input: qkv.view(heads), residual: null, gain: ones, eps: HEAD_NORM_EPS };
+    const given = { input: qkv.view(heads), residual: null, gain: this.#ones!, eps: HEAD_NORM_EPS };
     rmsnormForward({ output: normed.view(heads), sum: null, rstd }, given);
     return normed;
   }
@@ -186,16 +209,33 @@ export class Decoder implements Disposable {
     return last;
   }
 
+  /** Rows of logits alive at once. */
+  get #logitRows(): number {
+    return Math.max(1, Math.floor(LOGIT_ELEMENTS / this.model.headParameter.weight.rows));
+  }
+
   #project(features: Tensor): Float32Array {
-    const { weight } = this.model.headParameter;
-    const result = new Float32Array(new ArrayBuffer(features.rows * weight.rows * 4));
-    const chunk = Math.max(1, Math.min(features.rows, Math.floor(LOGIT_ELEMENTS / weight.rows)));
-    for (let first = 0; first < features.rows; first += chunk) {
-      const count = Math.min(chunk, features.rows - first);
-      const logits = this.#buffer("logits", [count, weight.rows], "float32");
-      matmul(logits, features.slice(first, count), weight, { transposeB: true });
-      logits.download(result.subarray(first * weight.rows, (first + count) * weight.rows));
+    const { rows } = features;
+    const columns = this.model.headParameter.weight.rows;
+    const result = new Float32Array(new ArrayBuffer(rows * columns * 4));
+    for (let first = 0; first < rows; first += this.#logitRows) {
+      const count = Math.min(this.#logitRows, rows - first);
+      const logits = this.#logits(features.slice(first, count));
+      this.#download(logits, result.subarray(first * columns, (first + count) * columns));
     }
+    return result;
+  }
+
+  /** Logits of some rows, before the soft cap. */
+  #logits(features: Tensor): Tensor {
+    const { weight } = this.model.headParameter;
+    const logits = this.#buffer("logits", [features.rows, weight.rows], "float32");
+    matmul(logits, features, weight, { transposeB: true });
+    return logits;
+  }
+
+  #download(logits: Tensor, result = new Float32Array(new ArrayBuffer(4 * logits.count))): Float32Array {
+    logits.download(result);
     const cap = this.model.config.logitSoftCap;
     if (cap > 0) for (let i = 0; i < result.length; i++) result[i] = cap * Math.tanh(result[i]! / cap);
     return result;
@@ -206,10 +246,17 @@ export class Decoder implements Disposable {
     const count = shape.reduce((a, b) => a * b, 1);
     let buffer = this.#buffers.get(name);
     if (!buffer || buffer.count < count) {
+      // What was recorded refers to the old one.
+      if (buffer) this.#forgetSteps();
       buffer?.[Symbol.dispose]();
       buffer = Tensor.zeros(this.model.device, [count], dtype, "activations");
       this.#buffers.set(name, buffer);
     }
     return buffer.view(shape);
+  }
+
+  #forgetSteps(): void {
+    for (const step of this.#steps.values()) step[Symbol.dispose]();
+    this.#steps.clear();
   }
 }

@@ -7,7 +7,7 @@ import { type Emulation, buildCudaLibrary, buildEmulatedLibrary } from "./build-
 import { type CallArguments, type Graph, type HostMemory, type MappedFile, type Memory } from "./native.ts";
 import { Native, NativeError } from "./native.ts";
 import { MemoryAccount, type MemoryKind } from "./memory.ts";
-import type { Profile } from "./profile.ts";
+import type { Call, Profile } from "./profile.ts";
 import type { SymbolName } from "./symbols.ts";
 
 /** `emulated` runs the CUDA kernels on the CPU, slowly and with every check: for tests. */
@@ -38,6 +38,9 @@ export interface Peaks {
 
 export class Device implements Disposable {
   #native: Native;
+  /** What is being captured, and what was. */
+  #capturing: Call[] | undefined;
+  #captured = new WeakMap<Graph, Call[]>();
   /** What its memory is in use for. */
   readonly memory = new MemoryAccount();
   /** Whether it only counts memory: operations do nothing, and tensors hold nothing. */
@@ -82,13 +85,14 @@ export class Device implements Disposable {
 
   /** Runs one operation of the ABI; the context argument is filled in. @throws NativeError */
   run<N extends SymbolName>(name: N, ...args: CallArguments<N>): void {
-    if (!this.profile) {
+    this.#capturing?.push({ name, args });
+    if (!this.profile || this.#capturing) {
       this.#native.call(name, ...args);
       return;
     }
     const started = performance.now();
     this.#native.call(name, ...args);
-    this.profile.record(name, args, performance.now() - started);
+    this.profile.record({ name, args }, performance.now() - started);
   }
 
   /** Asks a *_workspace function for a size in bytes. */
@@ -110,15 +114,27 @@ export class Device implements Disposable {
 
   /**
    * Captures the operations that `body` runs, for `replay`. They must not allocate, wait or copy synchronously.
-   * @returns undefined where the backend does everything at once; `body` was not called then
+   * @returns undefined where the backend has no way to; `body` was not called then
    */
   capture(body: () => void): Graph | undefined {
-    return this.#native.capture(body);
+    const calls: Call[] = [];
+    this.#capturing = calls;
+    try {
+      const graph = this.#native.capture(body);
+      if (graph) this.#captured.set(graph, calls);
+      return graph;
+    } finally {
+      this.#capturing = undefined;
+    }
   }
 
   /** Runs what was captured, on the same memory. */
   replay(graph: Graph): void {
-    this.run("mantou_graph_replay", graph);
+    const { profile } = this;
+    const calls = this.#captured.get(graph)!;
+    const times = profile ? new Float32Array(new ArrayBuffer(4 * calls.length)) : null;
+    this.#native.call("mantou_graph_replay", graph, times);
+    if (times) profile!.recordReplay(calls, times);
   }
 
   /** Maps a file read-only. @throws NativeError naming the path */
@@ -150,8 +166,10 @@ export class PlanningDevice extends Device {
   }
 
   override run<N extends SymbolName>(name: N, ...args: CallArguments<N>): void {
-    this.profile?.record(name, args, 0);
+    this.profile?.record({ name, args }, 0);
   }
+
+  override capture(): undefined {}
 
   override allocate(bytes: number, kind: MemoryKind = "other"): Memory {
     this.memory.add(kind, bytes);

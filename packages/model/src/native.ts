@@ -6,7 +6,7 @@
 import { type Pointer, dlopen, toArrayBuffer } from "bun:ffi";
 import { type Kind, type SymbolName, symbols } from "./symbols.ts";
 
-const ABI_VERSION = 6;
+const ABI_VERSION = 7;
 
 /** Turns of libgomp's waiting loop, 20–50 ns each. */
 const SPIN_COUNT = "1000";
@@ -138,7 +138,7 @@ export class Native implements Disposable {
 
   /**
    * Captures what `body` queues on the compute stream, instead of doing it.
-   * @returns undefined where the backend does everything at once; `body` was not called then
+   * @returns undefined where the backend has no way to; `body` was not called then
    */
   capture(body: () => void): Graph | undefined {
     const context = this.#live("mantou_capture_begin");
@@ -147,10 +147,13 @@ export class Native implements Disposable {
     this.#check(status);
     const place = new BigUint64Array(new ArrayBuffer(8));
     let ended: unknown;
+    let isWhole = false;
     try {
       body();
+      isWhole = true;
     } finally {
       ended = this.#functions.mantou_capture_end(context, place);
+      if (!isWhole && ended === 0) this.#functions.mantou_graph_destroy(context, Number(place[0]));
     }
     this.#check(ended);
     const address = Number(place[0]);

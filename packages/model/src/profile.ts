@@ -6,6 +6,12 @@
 import type { Peaks } from "./device.ts";
 import type { SymbolName } from "./symbols.ts";
 
+/** An operation with its arguments, the context left out. */
+export interface Call {
+  name: SymbolName;
+  args: readonly unknown[];
+}
+
 interface Cost {
   flops: number;
   /** Read or written at least, if nothing is in a cache. */
@@ -76,11 +82,16 @@ type Row = Omit<ProfileRow, "share"> & { bfloat16: boolean };
 export class Profile {
   #float32 = new Map<SymbolName, Row>();
   #bfloat16 = new Map<SymbolName, Row>();
+  /** Captured work that was replayed: how often, and milliseconds of every call. */
+  #replays = new Map<readonly Call[], { times: number; ms: Float64Array }>();
   #started = performance.now();
   #totalMs = 0;
 
-  /** Counts one call that took `ms`; Device.run does. What this takes itself is counted as no operation's: it is brief. */
-  record(name: SymbolName, args: readonly unknown[], ms: number): void {
+  /**
+   * Counts a call, or `times` equal ones, that took `ms`; Device.run does. What this takes itself is counted as no
+   * operation's: it is brief.
+   */
+  record({ name, args }: Call, ms: number, times = 1): void {
     const bfloat16 = args[typePosition(name)] === 1;
     const rows = bfloat16 ? this.#bfloat16 : this.#float32;
     let row = rows.get(name);
@@ -89,19 +100,32 @@ export class Profile {
       row = { name: label, calls: 0, ms: 0, flops: 0, bytes: 0, bfloat16 };
       rows.set(name, row);
     }
-    row.calls++;
+    row.calls += times;
     row.ms += ms;
     const cost = costs[name];
     if (!cost) return;
     // The formulas look at the numbers among the arguments alone.
     const { flops, bytes } = cost(...(args as number[]));
-    row.flops += flops;
-    row.bytes += bytes;
+    row.flops += times * flops;
+    row.bytes += times * bytes;
+  }
+
+  /** Counts one replay of captured calls, which took `ms` each; what they are is looked at in the end. */
+  recordReplay(calls: readonly Call[], ms: Float32Array): void {
+    let replay = this.#replays.get(calls);
+    if (!replay) {
+      replay = { times: 0, ms: new Float64Array(calls.length) };
+      this.#replays.set(calls, replay);
+    }
+    replay.times++;
+    for (let i = 0; i < ms.length; i++) replay.ms[i]! += ms[i]!;
   }
 
   /** Ends what is counted. */
   stop(): void {
     this.#totalMs = performance.now() - this.#started;
+    for (const [calls, { times, ms }] of this.#replays) calls.forEach((call, i) => this.record(call, ms[i]!, times));
+    this.#replays.clear();
   }
 
   /** Seconds that the operations would take at these speeds, each bound by its arithmetic if it has any, or else by memory. */

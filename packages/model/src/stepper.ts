@@ -6,7 +6,7 @@
  * The results have the same bits as `lossAndGradients` and `clipAndStep`, which wait for each.
  */
 import type { AdamW } from "./adamw.ts";
-import type { Graph, HostMemory } from "./native.ts";
+import type { HostMemory } from "./native.ts";
 import { Tensor } from "./tensor.ts";
 import type { TransformerLM } from "./transformer.ts";
 
@@ -34,36 +34,11 @@ export interface StepResult {
   gradNorm: number;
 }
 
-/** The same work every step: done, captured the second time, then replayed. */
-class Repeated implements Disposable {
-  #times = 0;
-  #graph: Graph | undefined;
-
-  constructor(
-    readonly model: TransformerLM,
-    readonly work: () => void,
-  ) {}
-
-  run(): void {
-    const { device } = this.model;
-    if (this.#times++ === 1) this.#graph = device.capture(this.work);
-    if (this.#graph) device.replay(this.#graph);
-    else this.work();
-  }
-
-  [Symbol.dispose](): void {
-    this.#graph?.[Symbol.dispose]();
-  }
-}
-
 export class Stepper implements Disposable {
   /** Where tokens and targets arrive before the compute stream takes them over. */
   #incoming: Tensor;
-  #loss: Tensor | undefined;
   /** Page-locked, one for each step in flight: tokens of its parts, scalars, norm, losses. */
   #staging: HostMemory[];
-  #gradients: Repeated;
-  #update: Repeated;
   #queued = 0;
   #finished = 0;
 
@@ -77,10 +52,6 @@ export class Stepper implements Disposable {
     this.#incoming = Tensor.zeros(device, [2 * tokens.count], "int32", "activations");
     const bytes = options.parts * (2 * tokens.bytes + 4) + SCALAR_BYTES + NORM_BYTES;
     this.#staging = Array.from({ length: IN_FLIGHT }, () => device.allocateHost(bytes));
-    this.#gradients = new Repeated(model, () => {
-      this.#loss = model.queueLossAndGradients(1 / options.parts);
-    });
-    this.#update = new Repeated(model, () => optimizer.queueStep(options.maxNorm));
   }
 
   /** Steps queued and not finished. */
@@ -118,14 +89,14 @@ export class Stepper implements Disposable {
       device.run("mantou_copy_async", targets, second, tokens.bytes, COMPUTE);
       // From here on the next batch may arrive.
       device.run("mantou_stream_wait", COPY, COMPUTE);
-      this.#gradients.run();
+      const loss = model.queueLossAndGradients(1 / this.options.parts);
       const result = { memory: staging, byteOffset: place.losses + 4 * part };
-      device.run("mantou_copy_async", result, this.#loss!, 4, COMPUTE);
+      device.run("mantou_copy_async", result, loss, 4, COMPUTE);
     }
     const scalars = { memory: staging, byteOffset: place.scalars };
     staging.write(optimizer.nextScalars(lr), place.scalars);
     device.run("mantou_copy_async", optimizer.scalars, scalars, SCALAR_BYTES, COMPUTE);
-    this.#update.run();
+    optimizer.queueStep(this.options.maxNorm);
     const norm = { memory: staging, byteOffset: place.norm };
     device.run("mantou_copy_async", norm, optimizer.norm, NORM_BYTES, COMPUTE);
     device.run("mantou_mark", this.#queued % IN_FLIGHT);
@@ -148,7 +119,7 @@ export class Stepper implements Disposable {
 
   [Symbol.dispose](): void {
     this.model.device.synchronize();
-    for (const each of [this.#gradients, this.#update, this.#incoming, ...this.#staging]) each[Symbol.dispose]();
+    for (const each of [this.#incoming, ...this.#staging]) each[Symbol.dispose]();
   }
 
   /** Where things lie in a step's page-locked memory, behind the tokens of its parts. */

@@ -38,7 +38,7 @@ export const symbols = {
   mantou_wait_for_mark: status("context", "i32"),
   mantou_capture_begin: status("context"),
   mantou_capture_end: status("context", P),
-  mantou_graph_replay: status("context", P),
+  mantou_graph_replay: status("context", P, P),
   mantou_graph_destroy: status("context", P),
 
   mantou_file_map: status(P, P),

@@ -126,12 +126,12 @@ export class Tensor implements Slice, Disposable {
     return data;
   }
 
-  /** Copies another tensor's elements. */
+  /** Copies another tensor's elements; as an operation, without waiting. */
   copyFrom(source: Tensor): void {
     if (source.count !== this.count || source.dtype !== this.dtype) {
       throw new RangeError(`cannot copy [${source.shape.join(", ")}] into [${this.shape.join(", ")}]`);
     }
-    this.device.run("mantou_copy", this, source, this.bytes);
+    this.device.run("mantou_copy_async", this, source, this.bytes, 0);
   }
 
   zero(): void {

@@ -13,11 +13,15 @@ import { Head } from "./layers/head.ts";
 import { RMSNorm } from "./layers/rmsnorm.ts";
 import { type Parameter, type ParameterSpec, ParameterStore } from "./parameters.ts";
 import { Random } from "./random.ts";
+import { Repeated } from "./repeated.ts";
 import { ropeTable } from "./rope.ts";
 import { type FloatType, type NdArray, Tensor } from "./tensor.ts";
 
 /** Rows of the output projection on a GPU: whole tiles of its matrix products, and 256-byte rows of logits. */
 const GPU_VOCABULARY_MULTIPLE = 128;
+
+/** Kinds of steps that are kept recorded: training and validation, each perhaps with a last batch of its own. */
+const MOST_RECORDS = 4;
 
 export interface TransformerOptions {
   device: Device;
@@ -96,6 +100,8 @@ export class TransformerLM implements Disposable {
   /** cos/sin table, or null without rotary position embedding. */
   readonly rope: Tensor | null;
   #step: Step | undefined;
+  /** What steps of one shape and gradient scale do, the newest last. */
+  #repeated = new Map<string, Repeated<Tensor>>();
 
   /** @throws RangeError for sizes that do not fit together, missing, superfluous or misshapen weights */
   constructor(config: ModelConfig, options: TransformerOptions) {
@@ -184,13 +190,15 @@ export class TransformerLM implements Disposable {
   /** @throws RangeError naming the token, its place and the vocabulary's size */
   checkTokens(tokens: Int32Array): void {
     const { vocabSize } = this.config;
-    const wrong = tokens.findIndex((token) => token < 0 || token >= vocabSize);
-    if (wrong >= 0) {
-      throw new RangeError(`token ${tokens[wrong]} at position ${wrong} is not in a vocabulary of ${vocabSize}`);
+    for (let i = 0; i < tokens.length; i++) {
+      const token = tokens[i]!;
+      if (token >= 0 && token < vocabSize) continue;
+      throw new RangeError(`token ${token} at position ${i} is not in a vocabulary of ${vocabSize}`);
     }
   }
 
   [Symbol.dispose](): void {
+    for (const work of this.#repeated.values()) work[Symbol.dispose]();
     this.#step?.activations[Symbol.dispose]();
     this.rope?.[Symbol.dispose]();
     this.store[Symbol.dispose]();
@@ -210,12 +218,11 @@ export class TransformerLM implements Disposable {
     }
     this.checkTokens(inputs);
     this.checkTokens(targets);
-    this.#step ??= this.#plan();
-    const step = this.#step;
-    const [tokens, targetTokens] = [step.tokens.view([rows]), step.targets.view([rows])];
-    tokens.upload(inputs);
-    targetTokens.upload(targets);
-    const loss = this.#compute(step, tokens, targetTokens, length, gradientScale);
+    this.prepare();
+    const step = this.#step!;
+    step.tokens.view([rows]).upload(inputs);
+    step.targets.view([rows]).upload(targets);
+    const loss = this.#compute(rows, length, gradientScale);
     const value = new Float32Array(new ArrayBuffer(4));
     loss.download(value);
     return value[0]!;
@@ -226,8 +233,7 @@ export class TransformerLM implements Disposable {
    * done, whole batches of whole contexts. @returns where the loss will be
    */
   queueLossAndGradients(gradientScale: number): Tensor {
-    const { tokens, targets } = this.batch;
-    return this.#compute(this.#step!, tokens, targets, this.config.contextLength, gradientScale);
+    return this.#compute(this.batch.tokens.count, this.config.contextLength, gradientScale);
   }
 
   /** Where a whole batch's tokens lie on the device, int32 [batchSize · contextLength] each. */
@@ -236,7 +242,25 @@ export class TransformerLM implements Disposable {
     return this.#step!;
   }
 
-  #compute(step: Step, tokens: Tensor, targetTokens: Tensor, length: number, gradientScale: number): Tensor {
+  /** Forward, and backward unless gradientScale is 0, on the first `rows` tokens that lie on the device. */
+  #compute(rows: number, length: number, gradientScale: number): Tensor {
+    const key = [rows, length, gradientScale].join();
+    let repeated = this.#repeated.get(key);
+    if (!repeated) {
+      const [oldest] = this.#repeated;
+      if (oldest && this.#repeated.size === MOST_RECORDS) {
+        oldest[1][Symbol.dispose]();
+        this.#repeated.delete(oldest[0]);
+      }
+      const step = this.#step!;
+      const [tokens, targets] = [step.tokens.view([rows]), step.targets.view([rows])];
+      repeated = new Repeated(this.device, () => this.#pass(step, tokens, targets, length, gradientScale));
+      this.#repeated.set(key, repeated);
+    }
+    return repeated.run();
+  }
+
+  #pass(step: Step, tokens: Tensor, targetTokens: Tensor, length: number, gradientScale: number): Tensor {
     let x: Residual = { stream: step.embedding.forward(tokens), update: null };
     for (const block of step.blocks) x = block.forward(x, length);
     const features = step.lnFinal ? step.lnFinal.forward(x.stream, x.update).output : x.stream;
