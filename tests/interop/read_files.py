@@ -68,14 +68,15 @@ def write_safetensors(job):
 
 def read_gguf(job):
     reader = gguf.GGUFReader(job["path"])
-    originals, _ = stored(job["weights"])
+    originals = stored(job["weights"])[0] if "weights" in job else {}
     report = {"fields": {key: field.contents() for key, field in reader.fields.items()}, "tensors": {}}
     for tensor in reader.tensors:
         kind = gguf.GGMLQuantizationType(tensor.tensor_type)
         values = gguf.quants.dequantize(tensor.data, kind)
         entry = {"type": kind.name, "shape": [int(size) for size in reversed(tensor.shape)]}
-        if tensor.name in job["names"]:
-            original = originals[job["names"][tensor.name]].numpy()
+        name = job.get("names", {}).get(tensor.name)
+        if name in originals:
+            original = originals[name].numpy()
             expected = gguf.quants.quantize(original, kind)
             entry["same"] = bool(np.array_equal(expected.view(np.uint8).ravel(), tensor.data.view(np.uint8).ravel()))
             entry["error"] = float(np.abs(values.reshape(original.shape) - original).max())

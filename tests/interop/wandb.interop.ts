@@ -1,8 +1,6 @@
-/**
- * A run that is logged with the real wandb, offline. Skipped where MANTOU_PYTHON has no wandb: it is no part of
- * requirements.txt, since some package mirrors lack what it needs.
- */
+/** A run that is logged with the real wandb, offline. Skipped where a Python of one's own (MANTOU_PYTHON) has no wandb. */
 import { expect, test } from "bun:test";
+import { join } from "node:path";
 import { Glob } from "bun";
 import { RunDirectory } from "../../packages/train/src/run.ts";
 import { scalarsOf } from "../../packages/train/src/tensorboard.ts";
@@ -12,8 +10,10 @@ import { WandbLog } from "../../packages/train/src/wandb.ts";
 import { Workplace, flags, smallFlags, storyText } from "../train/support/workplace.ts";
 import { python } from "./python.ts";
 
+// A package that is for W&B's telemetry alone may be lacking.
+Object.assign(process.env, { PYTHONPATH: join(import.meta.dir, "standins"), WANDB_ERROR_REPORTING: "false" });
 const path = process.env.MANTOU_PYTHON ?? "";
-const isThere = path !== "" && Bun.spawnSync([path, "-c", "import wandb"]).exitCode === 0;
+const isThere = path !== "" && Bun.spawnSync([path, "-c", "import wandb"], { env: process.env }).exitCode === 0;
 if (!isThere) console.log(`wandb.interop.ts SKIPPED: ${path || "no Python"} has no wandb`);
 
 interface Logged {
@@ -31,7 +31,7 @@ test.skipIf(!isThere)("an offline run of W&B holds the config and every step", a
   const run = new RunDirectory(place.path("runs/logged"));
   const config = loadRunConfig(run.config);
   const metrics = readMetrics(run.metrics);
-  Object.assign(process.env, { WANDB_MODE: "offline", WANDB_ERROR_REPORTING: "false" });
+  process.env.WANDB_MODE = "offline";
   const log = await WandbLog.start(run, config, { project: "mantou", onWarning: expect.unreachable });
   expect(log.where).toStartWith(run.path);
   for (const step of metrics) log.log(step);

@@ -1,4 +1,4 @@
-/** A run as a GGUF file for llama.cpp: architecture "llama", tokenizer "gpt2". */
+/** A run as a GGUF file for llama.cpp, architecture "llama". */
 import {
   type ResolvedModelConfig,
   type TransformerLM,
@@ -8,11 +8,9 @@ import {
   writeAtomically,
 } from "@mantou/model";
 import type { Tokenizer } from "@mantou/tokenizer";
-import { UserError } from "../errors.ts";
-import { documentMarks } from "../prompt.ts";
 import { checkLlama } from "./config.ts";
 import { type GgufTensor, type GgufValue, ggufChunks } from "./gguf.ts";
-import { DIGITS_GPT2, printableVocabulary } from "./tokenizer.ts";
+import { tokenizerMetadata } from "./gguf-tokenizer.ts";
 import { llamaTensors } from "./weights.ts";
 
 /** Formats of the matrices: ggml's type, bytes of `count` numbers, and llama.cpp's file type. */
@@ -25,22 +23,10 @@ export const GGUF_TYPES = {
 
 export type GgufType = keyof typeof GGUF_TYPES;
 
-/** Names that llama.cpp has for the patterns we know ("tokenizer.ggml.pre"). */
-const PATTERNS: Record<string, string> = {
-  gpt2: "gpt-2",
-  llama3: "llama-bpe",
-  qwen2: "qwen2",
-  o200k: "gpt-4o",
-  [DIGITS_GPT2]: "smollm",
-};
-
-/** tokenizer.ggml.token_type: ordinary, control (special) and unused tokens. */
-const [NORMAL, CONTROL, UNUSED] = [1, 3, 5];
-
 /**
  * Writes the file; it appears whole or not at all.
  * @param options type: of the matrices; gains stay f32, and rows that are no multiple of q8_0's 32 numbers become f16
- * @throws UserError for a model that is no Llama or a tokenizer that llama.cpp does not know
+ * @throws UserError for a model that is no Llama or a tokenizer that llama.cpp does not have, before anything is written
  */
 export function exportGguf(
   path: string,
@@ -148,38 +134,5 @@ function modelMetadata(
     "llama.rope.freq_base": float32(config.ropeTheta),
     ...scaling,
     "llama.vocab_size": uint32(config.vocabSize),
-  };
-}
-
-function tokenizerMetadata(tokenizer: Tokenizer, vocabSize: number): Record<string, GgufValue> {
-  const pattern = Object.hasOwn(PATTERNS, tokenizer.pattern) ? PATTERNS[tokenizer.pattern] : undefined;
-  if (pattern === undefined) {
-    throw new UserError(`llama.cpp does not know the tokenizer's pattern ${JSON.stringify(tokenizer.pattern)}`, {
-      fix: `it knows ${Object.keys(PATTERNS).join(", ")}`,
-    });
-  }
-  const { tokens, merges } = printableVocabulary(tokenizer);
-  const specials = new Set(tokenizer.specialTokens.values());
-  const ids = Array.from({ length: vocabSize }, (_, id) => id);
-  const marks = documentMarks(tokenizer);
-  const ends: Record<string, GgufValue> =
-    marks === undefined
-      ? {}
-      : {
-          "tokenizer.ggml.bos_token_id": { type: "uint32", value: marks.begin.id },
-          "tokenizer.ggml.eos_token_id": { type: "uint32", value: marks.end.id },
-        };
-  return {
-    "tokenizer.ggml.model": { type: "string", value: "gpt2" },
-    "tokenizer.ggml.pre": { type: "string", value: pattern },
-    // Rows of the embedding that no token has still need a name.
-    "tokenizer.ggml.tokens": { type: "strings", value: ids.map((id) => tokens.get(id) ?? `[UNUSED${id}]`) },
-    "tokenizer.ggml.token_type": {
-      type: "int32s",
-      value: ids.map((id) => (specials.has(id) ? CONTROL : tokens.has(id) ? NORMAL : UNUSED)),
-    },
-    "tokenizer.ggml.merges": { type: "strings", value: merges.map(([left, right]) => `${left} ${right}`) },
-    ...ends,
-    "tokenizer.ggml.add_bos_token": { type: "bool", value: false },
   };
 }

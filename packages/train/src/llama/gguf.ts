@@ -8,7 +8,7 @@ export type GgufValue =
   | { type: "bool"; value: boolean }
   | { type: "string"; value: string }
   | { type: "strings"; value: string[] }
-  | { type: "int32s"; value: number[] };
+  | { type: "int32s" | "float32s"; value: number[] };
 
 export interface GgufTensor {
   name: string;
@@ -89,6 +89,12 @@ function writeValue(writer: Writer, { type, value }: GgufValue): void {
       writer.uint32(TYPES.int32);
       writer.uint64(value.length);
       for (const each of value) writer.uint32(each >>> 0);
+      break;
+    case "float32s":
+      writer.uint32(TYPES.array);
+      writer.uint32(TYPES.float32);
+      writer.uint64(value.length);
+      for (const each of value) writer.float32(each);
       break;
   }
 }

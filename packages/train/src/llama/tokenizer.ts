@@ -1,6 +1,6 @@
-/** Tokenizers that come with a Hugging Face checkpoint, and the texts that GGUF has for their tokens. */
+/** Tokenizers that come with a Hugging Face checkpoint. */
 import { type Tokenizer, TokenizerError } from "@mantou/tokenizer";
-import { fromHuggingFace, toHuggingFace } from "@mantou/tokenizer/formats";
+import { fromHuggingFace } from "@mantou/tokenizer/formats";
 import { UserError } from "../errors.ts";
 
 /** GPT-2's pattern on what lies between single digits: the two splits of SmolLM's tokenizers in one. */
@@ -39,12 +39,4 @@ function withoutDigitSplit(text: string): string {
   const split = { type: "Split", pattern: { Regex: DIGITS_GPT2 }, behavior: "Isolated", invert: false };
   const pretokenizers = [split, { ...byteLevel, use_regex: false }];
   return JSON.stringify({ ...file, pre_tokenizer: { type: "Sequence", pretokenizers } });
-}
-
-/** Texts of the tokens by id as Hugging Face and GGUF write them, special ones as they are, and the merges in order. */
-export function printableVocabulary(tokenizer: Tokenizer): { tokens: Map<number, string>; merges: [string, string][] } {
-  const { model } = JSON.parse(toHuggingFace(tokenizer)) as {
-    model: { vocab: Record<string, number>; merges: [string, string][] };
-  };
-  return { tokens: new Map(Object.entries(model.vocab).map(([text, id]) => [id, text])), merges: model.merges };
 }
