@@ -3,7 +3,7 @@
  * exit code, no stack, and nothing overwritten.
  */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
-import { chmodSync, existsSync, mkdirSync, readFileSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import { chmodSync, cpSync, existsSync, mkdirSync, readFileSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { Tokenizer } from "@mantou/tokenizer";
 import { saveTokenizer } from "@mantou/tokenizer/files";
@@ -56,6 +56,13 @@ describe("texts", () => {
     const long = await trainFails(2, "--data", data, "--model.context-length", "50000");
     expect(long).toContain("too few for a context of 50000");
     expect(long).toContain("--model.context-length");
+    const compressed = place.file("stories.gz", Bun.gzipSync(Buffer.from(storyText(5000))));
+    for (const argv of [
+      ["--data", compressed],
+      ["--data", data, "--val", compressed],
+    ]) {
+      expect(await trainFails(2, ...argv)).toContain(`${argv.at(-2)} ${compressed} is a gzip file, not text`);
+    }
     expect(runs()).toEqual(before);
   });
 
@@ -162,7 +169,7 @@ describe("token files", () => {
     const before = runs();
     const broken = place.file("broken-tokenizer.json", "{");
     const refused = await trainFails(2, "--data", data, "--tokenizer.path", broken, "--name", "broken");
-    expect(refused).toContain(`--tokenizer.path ${broken}: not a tokenizer file, or one cut short`);
+    expect(refused).toContain(`${broken}: not a tokenizer file, or one cut short`);
     expect(runs()).toEqual(before);
   });
 
@@ -283,6 +290,14 @@ describe("a run directory that exists", () => {
       expect(code).toBe(2);
       expect(stderr).toContain("--run");
     }
+    for (const command of ["generate", "eval", "serve"] as const) {
+      const refused = failure(await place.run(command, "--run", "runs/stories", "--threads", "5000"), 2);
+      expect(refused).toContain("--threads is 5000; it must be");
+    }
+    writeFileSync(place.path("runs/stories/tokenizer.json"), "{");
+    const broken = failure(await place.run("generate", "--run", "runs/stories"), 2);
+    expect(broken).toContain("runs/stories/tokenizer.json: not a tokenizer file, or one cut short");
+    cpSync(place.path("runs/finished/tokenizer.json"), place.path("runs/stories/tokenizer.json"));
     rmSync(place.path("runs/stories/checkpoints"), { recursive: true });
     expect(failure(await place.run("generate", "--run", "runs/stories"), 2)).toContain("has no checkpoint yet");
     expect(failure(await place.run("eval", "--run", "runs/finished", "--data", "no.txt"), 2)).toContain("no.txt");

@@ -115,13 +115,22 @@ describe("every format gives the documents, with an end each", () => {
     await expect(collect(piece, "id")).rejects.toThrow('"id" is no text but');
   });
 
-  test("a small text without ends has a part to hold out, and most to train on", async () => {
-    place.file("book.txt", "A line of a book that nobody divided.\n".repeat(5000));
-    const { manifest } = await prepareDataset(options(["book.txt"], "book"));
-    const { train, val } = manifest;
-    expect(val.documents).toBeGreaterThan(0);
-    expect(train.bytes + val.bytes).toBe(5000 * 38);
-    expect(val.bytes).toBeLessThan(0.15 * train.bytes);
+  test("a small text without ends has a part to hold out, and most to train on, compressed or not", async () => {
+    const book = "A line of a book that nobody divided.\n".repeat(5000);
+    place.file("book.txt", book);
+    place.file("book.txt.gz", Bun.gzipSync(Buffer.from(book)));
+    for (const [name, out] of [
+      ["book.txt", "book"],
+      ["book.txt.gz", "book-gz"],
+    ]) {
+      const { manifest } = await prepareDataset(options([name], out));
+      const { train, val } = manifest;
+      expect(val.documents).toBeGreaterThan(0);
+      expect(train.bytes + val.bytes).toBe(5000 * 38);
+      expect(val.bytes).toBeLessThan(0.15 * train.bytes);
+    }
+    const [plain, compressed] = ["book", "book-gz"].map((out) => documentsIn(out, "train"));
+    expect(compressed).toEqual(plain);
   });
 
   test("a text without ends is cut at the ends of lines and loses nothing", async () => {

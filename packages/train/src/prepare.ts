@@ -5,13 +5,14 @@
 import { closeSync, existsSync, mkdirSync, openSync, readSync, statSync } from "node:fs";
 import { extname, join } from "node:path";
 import { type Device, writeAtomically } from "@mantou/model";
-import { Tokenizer, TokenizerError } from "@mantou/tokenizer";
-import { loadTokenizer, saveTokenizer } from "@mantou/tokenizer/files";
+import { Tokenizer } from "@mantou/tokenizer";
+import { saveTokenizer } from "@mantou/tokenizer/files";
 import type { TrainConfig } from "./config.ts";
 import { TokenFile, type TokenSource, checkLength, writeTokens } from "./dataset.ts";
 import { UserError } from "./errors.ts";
 import { isDirectory, openPart, readManifest } from "./shards.ts";
 import { generateStories } from "./stories.ts";
+import { readTokenizer } from "./tokenizer-file.ts";
 
 /** Size of the corpus that is generated where there is no `--data`. */
 const STORY_BYTES = 6_000_000;
@@ -30,12 +31,22 @@ export interface Progress {
   (label: string, done: number, total: number): void;
 }
 
-/** @throws UserError when `path`, given as `flag`, is not a file with something in it */
+/** What files of other kinds begin with. */
+const SIGNATURES: Record<string, string> = { "1f8b": "gzip", "28b52ffd": "zstd", "50415231": "Parquet" };
+
+/** @throws UserError when `path`, given as `flag`, is not a file with something in it, or no text though its name says so */
 export function checkFile(flag: string, path: string): void {
   if (!existsSync(path)) throw new UserError(`${flag} ${path} does not exist`, { fix: "give the path of a file" });
   const { size } = statSync(path);
   if (!statSync(path).isFile()) throw new UserError(`${flag} ${path} is not a file`, { fix: "give a text file" });
   if (size === 0) throw new UserError(`${flag} ${path} is empty`, { fix: "give a file with text" });
+  if (isTokenFile(path)) return;
+  const beginning = readRange(path, 0, Math.min(4, size)).toString("hex");
+  const other = Object.entries(SIGNATURES).find(([signature]) => beginning.startsWith(signature));
+  if (other === undefined) return;
+  throw new UserError(`${flag} ${path} is a ${other[1]} file, not text`, {
+    fix: `make a data set of it: bun run data prepare ${path} --out data/NAME, and then --data data/NAME`,
+  });
 }
 
 type DataConfig = Pick<TrainConfig, "data" | "val" | "heldOut" | "seed" | "tokenizer">;
@@ -81,13 +92,7 @@ export function checkSources(config: DataConfig): void {
   if (!existsSync(path)) {
     throw new UserError(`--tokenizer.path ${path} does not exist`, { fix: "give a tokenizer.json" });
   }
-  try {
-    loadTokenizer(path);
-  } catch (cause) {
-    if (!(cause instanceof TokenizerError)) throw cause;
-    const fix = "give a whole tokenizer.json, such as `bun run tokenizer train` writes";
-    throw new UserError(`--tokenizer.path ${cause.message}`, { fix, cause });
-  }
+  readTokenizer(path);
 }
 
 /** A prepared data set brings its own validation part, and a tokenizer, which must be that of a run to start from. */
@@ -98,7 +103,7 @@ function checkDirectory(path: string, { val, tokenizer }: DataConfig): void {
       fix: "leave --val out",
     });
   }
-  if (tokenizer.path === undefined || loadTokenizer(tokenizer.path).hash === tokenizerHash) return;
+  if (tokenizer.path === undefined || readTokenizer(tokenizer.path).hash === tokenizerHash) return;
   throw new UserError(`--data ${path} was prepared with another tokenizer than ${tokenizer.path}`, {
     fix: `prepare it with --tokenizer ${tokenizer.path}, or leave --tokenizer.path out`,
   });
@@ -120,12 +125,12 @@ export function checkTextLengths(config: DataConfig & { model: { contextLength: 
 /** The tokenizer of a run: loaded, or trained on the training part of its text, and kept as `tokenizer.json`. */
 export function prepareTokenizer(directory: string, config: DataConfig, progress: Progress): Tokenizer {
   const path = join(directory, "tokenizer.json");
-  if (existsSync(path)) return loadTokenizer(path);
+  if (existsSync(path)) return readTokenizer(path);
   const isPrepared = config.data !== undefined && isDirectory(config.data);
   const given = isPrepared ? join(config.data!, "tokenizer.json") : config.tokenizer.path;
   let tokenizer: Tokenizer;
   if (given !== undefined) {
-    tokenizer = loadTokenizer(given);
+    tokenizer = readTokenizer(given);
   } else {
     const { train } = textRanges(directory, config);
     const { vocabSize, specialTokens } = config.tokenizer;

@@ -14,12 +14,12 @@ import { existsSync, mkdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { type Device, type ModelConfig, TransformerLM, writeAtomically } from "@mantou/model";
 import type { Tokenizer } from "@mantou/tokenizer";
-import { loadTokenizer } from "@mantou/tokenizer/files";
 import { CheckpointError, checkpointStep, isWholeCheckpoint } from "./checkpoint.ts";
 import { listCheckpoints, loadNewest, loadWeights } from "./checkpoint.ts";
 import { type ResolvedConfig, type SettledConfig, choose, configJson, loadRunConfig } from "./config.ts";
 import { UserError } from "./errors.ts";
 import { removeTemporaries } from "./temporaries.ts";
+import { readTokenizer } from "./tokenizer-file.ts";
 
 export class RunDirectory {
   readonly checkpoints: string;
@@ -144,7 +144,7 @@ export interface LoadedRun {
 
 /**
  * Opens a run with its newest sound checkpoint.
- * @throws UserError when there is no run, or it has no usable checkpoint
+ * @throws UserError when there is no run, or it has no usable checkpoint or tokenizer
  */
 export function loadRun(path: string, device: Device, warn: (message: string) => void): LoadedRun {
   const run = new RunDirectory(path);
@@ -152,7 +152,7 @@ export function loadRun(path: string, device: Device, warn: (message: string) =>
     throw new UserError(`there is no run in ${path}`, { fix: "give the directory of a run, such as runs/tiny" });
   }
   const config = loadRunConfig(run.config);
-  const tokenizer = loadTokenizer(run.tokenizer);
+  const tokenizer = readTokenizer(run.tokenizer, "put back the file that the run was trained with, or train again");
   const model = new TransformerLM(modelConfig(config), { device, ...modelOptions(config) });
   try {
     const step = loadNewest(run.checkpoints, (file) => loadWeights(file, model), warn);

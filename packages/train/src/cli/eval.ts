@@ -23,7 +23,7 @@ const options = z.strictObject({
     description: "text (or tokens of the same tokenizer) to evaluate; default: the run's own validation data",
   }),
   device: z.enum(["auto", "cpu", "cuda"]).default("auto").meta({ description: "where to compute" }),
-  threads: z.int().min(0).default(0).meta({ description: "CPU threads; 0: one a core" }),
+  threads: z.int().min(0).max(4096).default(0).meta({ description: "CPU threads; 0: one a core" }),
 });
 
 const command: Command<typeof options> = {

@@ -63,7 +63,7 @@ const options = z.strictObject({
     .default(8)
     .meta({ group: "Machine", description: "samples generated side by side; each takes a cache of the context" }),
   device: z.enum(["auto", "cpu", "cuda"]).default("auto").meta({ group: "Machine", description: "where to compute" }),
-  threads: z.int().min(0).default(0).meta({ group: "Machine", description: "CPU threads; 0: one a core" }),
+  threads: z.int().min(0).max(4096).default(0).meta({ group: "Machine", description: "CPU threads; 0: one a core" }),
 });
 
 const command: Command<typeof options> = {

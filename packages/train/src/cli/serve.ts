@@ -18,7 +18,7 @@ const options = z.strictObject({
   queue: z.int().min(0).default(64).meta({ description: "texts that may wait; beyond, requests are refused (429)" }),
   timeout: z.number().gt(0).max(86400).default(300).meta({ description: "seconds that a request may take" }),
   device: z.enum(["auto", "cpu", "cuda"]).default("auto").meta({ description: "where to compute" }),
-  threads: z.int().min(0).default(0).meta({ description: "CPU threads; 0: one a core" }),
+  threads: z.int().min(0).max(4096).default(0).meta({ description: "CPU threads; 0: one a core" }),
 });
 
 const command: Command<typeof options> = {

@@ -4,11 +4,12 @@
 import { rmSync, statSync } from "node:fs";
 import { extname } from "node:path";
 import type { Tokenizer } from "@mantou/tokenizer";
-import { encodeFile, loadTokenizer } from "@mantou/tokenizer/files";
+import { encodeFile } from "@mantou/tokenizer/files";
 import { z } from "zod";
 import { sidecarPath, TokenWriter } from "../dataset.ts";
 import { UserError } from "../errors.ts";
 import { formatCount } from "../terminal/format.ts";
+import { readTokenizer } from "../tokenizer-file.ts";
 import { type Command, parseOptions } from "./options.ts";
 import {
   ByteBar,
@@ -71,7 +72,7 @@ export async function encode(argv: string[]): Promise<void> {
     throw new UserError("--shard-tokens needs --out", { fix: "add --out FILE.bin" });
   }
   if (out !== undefined) checkTarget(out);
-  const tokenizer = loadTokenizer(options.tokenizer);
+  const tokenizer = readTokenizer(options.tokenizer);
   const inputs = positionals.length === 0 ? [undefined] : positionals;
   if (out === undefined) {
     let separator = "";

@@ -20,6 +20,7 @@ import { UserError } from "../errors.ts";
 import { OutputFile } from "../output-file.ts";
 import { formatTable } from "../terminal/format.ts";
 import { ProgressBar } from "../terminal/progress.ts";
+import { readTokenizer } from "../tokenizer-file.ts";
 import { runCommand, runSubcommand, type Subcommand } from "./command.ts";
 import { type Command, parseOptions } from "./options.ts";
 import { countShard, countShardCommand, mergeCountFiles, mergeCountsCommand, readCounts } from "./tokenizer-counts.ts";
@@ -154,7 +155,7 @@ async function decode(argv: string[]): Promise<void> {
   const [input] = positionals;
   if (input !== undefined) checkFile(input);
   if (out !== undefined) checkTarget(out);
-  const tokenizer = loadTokenizer(options.tokenizer);
+  const tokenizer = readTokenizer(options.tokenizer);
   const isTokens = input !== undefined && [".bin", ".npy"].includes(extname(input));
   const chunks = decodedChunks(tokenizer, isTokens ? readTokens(input, tokenizer) : readIds(readInput(input)));
   if (out === undefined) {
@@ -234,7 +235,7 @@ const countCommand: Command<typeof countOptions> = {
 async function count(argv: string[]): Promise<void> {
   const { options, positionals } = parseOptions(countCommand, argv);
   positionals.forEach(checkFile);
-  const tokenizer = loadTokenizer(options.tokenizer);
+  const tokenizer = readTokenizer(options.tokenizer);
   if (positionals.length === 0) {
     let tokens = 0;
     for await (const ids of encodedChunks(tokenizer.createEncoder(), readInput(undefined))) tokens += ids.length;
@@ -320,7 +321,7 @@ async function info(argv: string[]): Promise<void> {
   const { options, positionals } = parseOptions(infoCommand, argv);
   const [input] = positionals;
   if (input !== undefined) checkText(input);
-  const tokenizer = loadTokenizer(options.tokenizer);
+  const tokenizer = readTokenizer(options.tokenizer);
   const specials = [...tokenizer.specialTokens].map(([text, id]) => `${JSON.stringify(text)} = ${id}`);
   const specialIds = new Set(tokenizer.specialTokens.values());
   const longest = [...tokenizer.vocab]

@@ -73,8 +73,11 @@ function garbageCollector(): (characters: number) => void {
   };
 }
 
-/** The text of a piece in chunks that are never cut within a character. */
-async function* chunksOf(piece: Piece, { onProgress }: ReadOptions): AsyncGenerator<string> {
+/**
+ * The text of a piece in chunks that are never cut within a character.
+ * @param onProgress told of the bytes of the file read so far
+ */
+async function* chunksOf(piece: Piece, onProgress?: (bytes: number) => void): AsyncGenerator<string> {
   const { path, compression, begin, end } = piece;
   const file = createReadStream(path, { start: begin, end: end - 1, highWaterMark: READ });
   let read = 0;
@@ -105,9 +108,9 @@ async function* chunksOf(piece: Piece, { onProgress }: ReadOptions): AsyncGenera
 }
 
 async function* textDocuments(piece: Piece, options: ReadOptions): AsyncGenerator<string> {
-  const length = partLength(piece);
+  const length = await partLength(piece);
   let rest = "";
-  for await (const chunk of chunksOf(piece, options)) {
+  for await (const chunk of chunksOf(piece, options.onProgress)) {
     rest += chunk;
     const parts = rest.split(END_OF_TEXT);
     rest = parts.pop()!;
@@ -123,10 +126,18 @@ async function* textDocuments(piece: Piece, options: ReadOptions): AsyncGenerato
   if (rest !== "") yield rest;
 }
 
-function partLength({ path, begin, end, compression }: Piece): number {
-  const length = Math.max(SMALLEST_PART, Math.ceil((end - begin) / PARTS));
-  if (length >= LARGEST_PART || compression !== "none") return LARGEST_PART;
-  return findInFile(path, begin, end, [END_OF_TEXT]) < 0 ? length : LARGEST_PART;
+/** Reads what it needs to know: up to the first end of a document, of a text that is not so large as to not matter. */
+async function partLength(piece: Piece): Promise<number> {
+  const enough = LARGEST_PART * PARTS;
+  if (piece.compression === "none" && piece.end - piece.begin >= enough) return LARGEST_PART;
+  let length = 0;
+  let before = "";
+  for await (const chunk of chunksOf(piece)) {
+    length += chunk.length;
+    if (length >= enough || (before + chunk).includes(END_OF_TEXT)) return LARGEST_PART;
+    before = chunk.slice(1 - END_OF_TEXT.length);
+  }
+  return Math.max(SMALLEST_PART, Math.ceil(length / PARTS));
 }
 
 /**
@@ -174,7 +185,7 @@ async function* jsonDocuments(piece: Piece, options: ReadOptions): AsyncGenerato
     }
     return [textOf(value, options.field, where())];
   };
-  for await (const chunk of chunksOf(piece, options)) {
+  for await (const chunk of chunksOf(piece, options.onProgress)) {
     rest += chunk;
     const lines = rest.split("\n");
     rest = lines.pop()!;

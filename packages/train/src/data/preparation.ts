@@ -7,11 +7,12 @@ import { existsSync, mkdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { writeAtomically } from "@mantou/model";
 import { Tokenizer } from "@mantou/tokenizer";
-import { loadTokenizer, saveTokenizer } from "@mantou/tokenizer/files";
+import { saveTokenizer } from "@mantou/tokenizer/files";
 import { UserError } from "../errors.ts";
 import { documentMarks } from "../prompt.ts";
 import { type DatasetManifest, MANIFEST, type ShardInfo } from "../shards.ts";
 import { removeTemporaries } from "../temporaries.ts";
+import { readTokenizer } from "../tokenizer-file.ts";
 import { END_OF_TEXT, type Piece, documentsOf } from "./documents.ts";
 import { cutIntoPieces, listFiles } from "./pieces.ts";
 import { abandon, claim, readRecord, workDirectory } from "./records.ts";
@@ -51,7 +52,7 @@ export async function prepareDataset(options: PrepareOptions): Promise<{ manifes
   }
   const pieces = await cutIntoPieces(listFiles(options.sources), options.pieceBytes);
   const { vocabSize, specialTokens, tokenizerBytes } = options;
-  const given = options.tokenizer === undefined ? undefined : loadTokenizer(options.tokenizer);
+  const given = options.tokenizer === undefined ? undefined : readTokenizer(options.tokenizer);
   const isNew = !existsSync(join(out, "tokenizer.json"));
   mkdirSync(out, { recursive: true });
   claim(out, { pieces, field, heldOut, tokenizer: given?.hash ?? { vocabSize, specialTokens, tokenizerBytes } });
@@ -108,7 +109,7 @@ async function prepareTokenizer(
   options: PrepareOptions,
 ): Promise<Tokenizer> {
   const path = join(options.out, "tokenizer.json");
-  if (existsSync(path)) return loadTokenizer(path);
+  if (existsSync(path)) return readTokenizer(path);
   let tokenizer = given;
   if (tokenizer === undefined) {
     const { vocabSize, specialTokens, tokenizerBytes, signal, onProgress } = options;
