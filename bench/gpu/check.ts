@@ -1,56 +1,126 @@
 /**
  * `bun run gpu:check [--python PYTHON]`: everything that can be said of the CUDA kernels on this machine. With a GPU: builds,
  * prints device, driver and clocks, runs the wrappers of PTX, the conformance suite on the hardware (with PyTorch's
- * 20-step trajectory), CUDA's sanitizers, and the benchmarks beside PyTorch, whose results it writes to bench/results.
- * Without one: compiles the kernels where there is nvcc, runs them on the emulator, says so and exits 0.
+ * 20-step trajectory), every operation against float64 and its time beside PyTorch's, whole training steps beside
+ * PyTorch's, and with what time is left CUDA's sanitizers. A stage that fails or takes too long does not keep the others
+ * from running; one JSON file and one Markdown table in bench/results say what came of each. Exits with 1 if any failed.
+ * Without a GPU: compiles the kernels where there is nvcc, runs them on the emulator, says so and exits 0.
  */
-import { mkdirSync } from "node:fs";
+import { appendFileSync, mkdirSync, rmSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { parseArgs } from "node:util";
-import { buildCudaLibrary, findNvcc, hasGpu } from "@mantou/model";
+import { buildCudaLibrary, findNvcc, hasGpu, openDevice } from "@mantou/model";
 
 const { values } = parseArgs({ options: { python: { type: "string", default: "python3" } } });
 const root = join(import.meta.dir, "../..");
+const parts = join(root, "build/gpu-check");
 const bun = process.execPath;
 const nvcc = findNvcc();
 
-/** Runs a command with its output on the terminal; ends everything where it fails. */
-function step(title: string, command: string[], environment: Record<string, string> = {}): void {
+/** The whole check, on a GPU. */
+const SECONDS = 8 * 60;
+const started = performance.now();
+const left = () => SECONDS - (performance.now() - started) / 1000;
+
+let failures = 0;
+const environment: Record<string, string | undefined> = { ...process.env };
+
+/** Runs a stage with its output on the terminal, and keeps what came of it. */
+function stage(title: string, seconds: number, command: string[], more: Record<string, string> = {}): void {
   console.log(`\n== ${title}`);
-  const env = { ...process.env, ...environment };
-  const { exitCode } = Bun.spawnSync(command, { cwd: root, env, stdout: "inherit", stderr: "inherit" });
-  if (exitCode === 0) return;
-  console.log(`gpu:check failed at: ${title}`);
-  process.exit(1);
+  const limit = Math.min(seconds, left());
+  const begun = performance.now();
+  let outcome = "no time was left";
+  if (limit > 1) {
+    const { exitCode, exitedDueToTimeout } = Bun.spawnSync(command, {
+      cwd: root,
+      env: { ...environment, ...more },
+      stdout: "inherit",
+      stderr: "inherit",
+      timeout: limit * 1000,
+      killSignal: "SIGKILL",
+    });
+    outcome = exitCode === 0 ? "passed" : exitedDueToTimeout ? `took more than ${limit.toFixed(0)} s` : "failed";
+  }
+  if (outcome !== "passed") {
+    failures++;
+    console.log(`${title}: ${outcome}`);
+  }
+  const took = ((performance.now() - begun) / 1000).toFixed(1);
+  appendFileSync(join(parts, "stages.tsv"), `${title}\t${outcome}\t${took}\n`);
 }
 
-if (nvcc) step(`registers and spills, ${nvcc.version}`, [bun, "bench/gpu/resources.ts"]);
-else console.log("no nvcc found: the CUDA kernels were not compiled for a GPU");
-
-if (!nvcc || !hasGpu()) {
-  step("the kernels on the emulator", [bun, "tests/emulated.ts", "plain", "race"]);
-  console.log(`\n${nvcc ? "no NVIDIA GPU here" : "no nvcc here"}: nothing ran on a GPU, and no figure is given`);
-  process.exit(0);
+/** Why no GPU can be used here; null where one can. */
+function obstacle(): string | null {
+  if (!nvcc) return "no nvcc here";
+  if (!hasGpu()) return "no NVIDIA GPU here";
+  try {
+    using device = openDevice("cuda");
+    console.log(device.description);
+    return null;
+  } catch (error) {
+    return (error as Error).message;
+  }
 }
+
+/** What a short program in Python prints. */
+function ask(program: string): string {
+  const { success, stdout } = Bun.spawnSync([values.python, "-c", program], { stderr: "ignore" });
+  return success ? stdout.toString().trim() : "";
+}
+
+rmSync(parts, { recursive: true, force: true });
+mkdirSync(parts, { recursive: true });
+const why = obstacle();
+if (why !== null) {
+  if (nvcc) stage(`registers and spills, ${nvcc.version}`, 900, [bun, "bench/gpu/resources.ts"]);
+  else console.log("no nvcc found: the CUDA kernels were not compiled for a GPU");
+  stage("the kernels on the emulator", 900, [bun, "tests/emulated.ts", "plain", "race"]);
+  console.log(`\n${why}: nothing ran on a GPU, and no figure is given`);
+  process.exit(failures > 0 ? 1 : 0);
+}
+
+// Its packages may hold cuBLASLt, which is looked for beside what is on the PATH.
+const prefix = ask("import sys; print(sys.prefix)");
+if (prefix) environment.PATH = `${prefix}/bin:${environment.PATH}`;
 
 const library = buildCudaLibrary();
 const query = "name,driver_version,memory.total,clocks.sm,clocks.max.sm,clocks.mem";
-step("device", ["nvidia-smi", `--query-gpu=${query}`, "--format=csv"]);
+const device = Bun.spawnSync(["nvidia-smi", `--query-gpu=${query}`, "--format=csv"], { stderr: "ignore" });
+writeFileSync(join(parts, "device.csv"), device.stdout);
+console.log(device.stdout.toString());
+stage("registers and spills", 60, [bun, "bench/gpu/resources.ts"]);
+
 const wrappers = join(dirname(library), "wrappers");
 const flags = ["-std=c++17", "-O3", "-gencode=arch=compute_80,code=[sm_80,compute_80]", "-cudart", "static"];
-step("the wrappers of PTX: build", [nvcc.command, ...flags, "kernels/tests/wrappers.cu", "-o", wrappers]);
-step("the wrappers of PTX", [wrappers]);
-const suite = [bun, "test", "--timeout", "120000", "tests/conformance"];
-step("conformance on the GPU", suite, { MANTOU_BACKENDS: "cuda" });
+stage("the wrappers of PTX: build", 60, [nvcc!.command, ...flags, "kernels/tests/wrappers.cu", "-o", wrappers]);
+stage("the wrappers of PTX", 20, [wrappers]);
+
+const suite = [bun, "test", "--timeout", "60000"];
+stage("conformance on the GPU", 150, [...suite, "tests/conformance"], { MANTOU_BACKENDS: "cuda" });
+const own = { MANTOU_BACKENDS: "cuda", MANTOU_MATMUL: "own" };
+stage("products by our own kernels", 60, [...suite, "tests/conformance/kernels/matmul.test.ts"], own);
+
 const kernels = [values.python, "bench/gpu/kernels.py", library];
+const seconds = 150;
+const kernelOptions = ["--out", join(parts, "kernels.json"), "--seconds", String(seconds)];
+stage("every operation against float64, and beside PyTorch", seconds + 10, [...kernels, ...kernelOptions]);
+const stepOptions = ["--python", values.python, "--out", join(parts, "steps.json"), "--seconds", "120"];
+stage("training steps beside PyTorch's", 280, [bun, "bench/gpu/step.ts", ...stepOptions]);
+
 if (Bun.which("compute-sanitizer")) {
   for (const tool of ["memcheck", "racecheck"]) {
-    const sanitizer = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "1", "--target-processes", "all"];
-    step(`${tool}: the wrappers`, [...sanitizer, wrappers]);
-    step(`${tool}: every operation on small shapes`, [...sanitizer, ...kernels, "--small", "--no-bench"]);
+    const sanitizer = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "1"];
+    stage(`${tool}: the wrappers`, 30, [...sanitizer, wrappers]);
+    // One process, which the sanitizer follows by itself.
+    const one = ["--small", "--no-bench", "--worker", join(parts, `${tool}.json`)];
+    stage(`${tool}: every operation on small shapes`, 120, [...sanitizer, ...kernels, ...one]);
   }
 } else console.log("\ncompute-sanitizer is not installed: not run");
-mkdirSync(join(root, "bench/results"), { recursive: true });
-step("every operation against float64, and beside PyTorch", [...kernels, "--results", "bench/results"]);
-const steps = `bench/results/steps-${new Date().toISOString().slice(0, 10)}.json`;
-step("training steps beside PyTorch's", [bun, "bench/gpu/step.ts", "--python", values.python, "--out", steps]);
+
+const report = [values.python, "bench/gpu/report.py", parts, "bench/results"];
+const written = Bun.spawnSync(report, { cwd: root, stdout: "inherit", stderr: "inherit" });
+if (!written.success) console.log(`the results are in ${parts}: ${report.join(" ")} failed`);
+const took = ((performance.now() - started) / 60_000).toFixed(1);
+console.log(`${failures === 0 ? "everything passed" : `${failures} stages failed`}, ${took} minutes`);
+process.exit(failures > 0 || !written.success ? 1 : 0);

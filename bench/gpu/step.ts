@@ -1,14 +1,16 @@
 /**
- * Whole training steps (forward, backward, clipping, AdamW) in bfloat16 on a GPU, and PyTorch's compiled ones (step_peer.py)
- * on the same card, in turns: median milliseconds, tokens/s and the share of the card's matrix rate (MFU).
- * Usage: bun bench/gpu/step.ts [--shape tinystories|124m|350m …] [--pairs 3] [--python PYTHON] [--peak TFLOPS]
- *        [--device cuda] [--out FILE.json]
- * --peak is the dense bfloat16 rate that MFU is a share of: 989 for an H100 or H200.
+ * Whole training steps (forward, backward, clipping, AdamW) in bfloat16 on a GPU, queued and replayed as the trainer does it,
+ * and PyTorch's compiled ones (step_peer.py) on the same card: milliseconds, tokens/s and the share of the card's matrix
+ * rate (MFU).
+ * Usage: bun bench/gpu/step.ts [--shape tinystories|124m|350m …] [--steps 20] [--series 3] [--python PYTHON] [--peak TFLOPS]
+ *        [--device cuda] [--seconds S] [--out FILE.json]
+ * --peak is the dense bfloat16 rate that MFU is a share of: 989 for an H100 or H200. --seconds is what a peer may take.
+ * The file is written after every shape; one that fails (too little memory, say) leaves its reason and the others go on.
  */
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
-import { AdamW, type DeviceName, TransformerLM, openDevice } from "@mantou/model";
+import { AdamW, type DeviceName, Stepper, TransformerLM, openDevice } from "@mantou/model";
 import { formatTable } from "../../packages/train/src/terminal/format.ts";
 
 const shapes = {
@@ -24,15 +26,16 @@ type Shape = (typeof shapes)["toy"];
 const { values } = parseArgs({
   options: {
     shape: { type: "string", multiple: true, default: ["tinystories", "124m", "350m"] },
-    pairs: { type: "string", default: "3" },
     steps: { type: "string", default: "20" },
+    series: { type: "string", default: "3" },
     python: { type: "string", default: "python3" },
     peak: { type: "string", default: "989" },
     device: { type: "string", default: "cuda" },
+    seconds: { type: "string", default: "240" },
     out: { type: "string" },
   },
 });
-const steps = Number(values.steps);
+const [steps, series] = [Number(values.steps), Number(values.series)];
 const WARMUP = 5;
 
 const median = (numbers: number[]) => numbers.toSorted((a, b) => a - b)[Math.floor(numbers.length / 2)]!;
@@ -43,8 +46,8 @@ function flopsPerToken({ vocab, ctx, d, layers, ff }: Shape): number {
   return 6 * weights + 6 * layers * ctx * d;
 }
 
-/** Milliseconds of a median step of ours. */
-function ours(shape: Shape): number {
+/** Milliseconds of a step in each series. */
+function ours(shape: Shape): number[] {
   using device = openDevice(values.device as DeviceName);
   const config = {
     vocabSize: shape.vocab,
@@ -57,56 +60,87 @@ function ours(shape: Shape): number {
   };
   using model = new TransformerLM(config, { device, batchSize: shape.batch, seed: 1, precision: "bf16" });
   using optimizer = new AdamW(model.parameters());
+  using stepper = new Stepper(model, optimizer, { parts: 1, maxNorm: 1 });
   const size = shape.batch * shape.ctx;
-  const times: number[] = [];
-  for (let step = 0; step < WARMUP + steps; step++) {
+  const batches = Array.from({ length: 4 }, () => {
     const tokens = Int32Array.from({ length: size + 1 }, () => Math.floor(Math.random() * shape.vocab));
-    device.synchronize();
+    return { inputs: tokens.subarray(0, size), targets: tokens.subarray(1) };
+  });
+  const run = (many: number) => {
     const started = performance.now();
-    optimizer.zeroGrad();
-    model.lossAndGradients(tokens.subarray(0, size), tokens.subarray(1));
-    optimizer.clipAndStep(1e-3, 1);
-    device.synchronize();
-    times.push(performance.now() - started);
-  }
-  return median(times.slice(WARMUP));
+    for (let step = 0; step < many; step++) {
+      stepper.queue(() => batches[step % batches.length]!, 1e-3);
+      if (step > 0) stepper.finish();
+    }
+    stepper.finish();
+    return (performance.now() - started) / many;
+  };
+  run(WARMUP);
+  return Array.from({ length: series }, () => run(steps));
 }
 
 function peer(shape: Shape): { ms: number; name: string } {
   const sizes = Object.entries(shape).flatMap(([name, value]) => [`--${name}`, String(value)]);
-  const options = ["--steps", values.steps, "--device", values.device === "cuda" ? "cuda" : "cpu"];
-  const run = Bun.spawnSync([values.python, join(import.meta.dir, "step_peer.py"), ...sizes, ...options]);
-  if (!run.success) throw new Error(run.stderr.toString());
-  return JSON.parse(run.stdout.toString()) as { ms: number; name: string };
+  const options = ["--steps", values.steps, "--series", values.series];
+  options.push("--device", values.device === "cuda" ? "cuda" : "cpu");
+  const run = Bun.spawnSync([values.python, join(import.meta.dir, "step_peer.py"), ...sizes, ...options], {
+    timeout: Number(values.seconds) * 1000,
+  });
+  if (run.exitedDueToTimeout) throw new Error(`the peer took more than ${values.seconds} s`);
+  if (!run.success) throw new Error(`the peer: ${run.stderr.toString().trim().split("\n").at(-1)}`);
+  return JSON.parse(run.stdout.toString().trim().split("\n").at(-1)!) as { ms: number; name: string };
 }
 
-const results = values.shape.map((label) => {
-  const shape = shapes[label as keyof typeof shapes];
-  if (!shape) throw new Error(`--shape is one of ${Object.keys(shapes).join(", ")}`);
-  const [own, theirs]: [number[], number[]] = [[], []];
-  let name = "";
-  for (let pair = 0; pair < Number(values.pairs); pair++) {
-    own.push(ours(shape));
-    const result = peer(shape);
-    theirs.push(result.ms);
-    name = result.name;
-  }
-  const tokens = shape.batch * shape.ctx;
-  const mfu = (ms: number) => (flopsPerToken(shape) * tokens) / (ms * 1e9 * Number(values.peak));
-  return { label, shape, ms: median(own), peer: name, peerMs: median(theirs), tokens, mfu: mfu(median(own)) };
-});
-const rows = results.map(({ label, ms, peer: name, peerMs, tokens, mfu }) => {
-  const rate = (milliseconds: number) => Math.round((tokens * 1000) / milliseconds);
-  return [
-    label,
-    ms.toFixed(1),
-    rate(ms),
-    `${(mfu * 100).toFixed(1)} %`,
-    name,
-    rate(peerMs),
-    `${(peerMs / ms).toFixed(2)} ×`,
-  ];
-});
+interface Result {
+  shape: string;
+  sizes: Shape;
+  tokens: number;
+  ms?: number;
+  tokensPerSecond?: number;
+  mfu?: number;
+  peer?: string;
+  peerMs?: number;
+  peerTokensPerSecond?: number;
+  /** What went wrong. */
+  failed: string[];
+}
+
+const results: Result[] = [];
+for (const label of values.shape) {
+  const sizes = shapes[label as keyof typeof shapes];
+  if (!sizes) throw new Error(`--shape is one of ${Object.keys(shapes).join(", ")}`);
+  const tokens = sizes.batch * sizes.ctx;
+  const result: Result = { shape: label, sizes, tokens, failed: [] };
+  results.push(result);
+  const rate = (ms: number) => Math.round((tokens * 1000) / ms);
+  const attempt = (work: () => void) => {
+    try {
+      work();
+    } catch (error) {
+      result.failed.push((error as Error).message);
+      console.error(`${label}: ${(error as Error).message}`);
+    }
+    if (values.out) writeFileSync(values.out, `${JSON.stringify(results, null, 1)}\n`);
+  };
+  attempt(() => {
+    const ms = median(ours(sizes));
+    const mfu = (flopsPerToken(sizes) * tokens) / (ms * 1e9 * Number(values.peak));
+    Object.assign(result, { ms, tokensPerSecond: rate(ms), mfu });
+  });
+  attempt(() => {
+    const { ms, name } = peer(sizes);
+    Object.assign(result, { peer: name, peerMs: ms, peerTokensPerSecond: rate(ms) });
+  });
+}
+const rows = results.map(({ shape, ms, tokensPerSecond, mfu, peer: name, peerMs, peerTokensPerSecond }) => [
+  shape,
+  ms?.toFixed(1) ?? "failed",
+  tokensPerSecond ?? "",
+  mfu === undefined ? "" : `${(mfu * 100).toFixed(1)} %`,
+  name ?? "failed",
+  peerTokensPerSecond ?? "",
+  ms && peerMs ? `${(peerMs / ms).toFixed(2)} ×` : "",
+]);
 const header = ["shape", "ms a step", "tokens/s", "MFU", "peer", "its tokens/s", "our speed to its"];
 console.log(formatTable(rows, { header }));
-if (values.out) writeFileSync(values.out, `${JSON.stringify(results, null, 1)}\n`);
+process.exit(results.some(({ failed }) => failed.length > 0) ? 1 : 0);

@@ -4,9 +4,10 @@
 // operand is our B and its second our A, each as it lies in memory, with the same transposition flags.
 //
 // Descriptors and the algorithm of a product are made at its first use and kept. The library proposes algorithms by a
-// model; the first CANDIDATES are timed on the operands at hand and the fastest is kept for the life of the context, so
-// that the same call gives the same bits. While a stream is being captured nothing may be timed: the first proposal is
-// taken then. Another process may decide otherwise; `untimed` (see cublaslt.h) takes the first proposal always.
+// model; the first CANDIDATES are timed on the operands at hand and the fastest is kept for the life of the process, so
+// that the same call gives the same bits in every context. While a stream is being captured nothing may be timed: the
+// first proposal is taken then. Another process may decide otherwise; `untimed` (see cublaslt.h) takes the first proposal
+// always.
 #include "cublaslt.h"
 
 #include <dlfcn.h>
@@ -17,7 +18,9 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <mutex>
 #include <new>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -111,7 +114,7 @@ const char* setting(const char* name) {
   return value && *value ? value : nullptr;
 }
 
-// Paths to try: what was asked for, else what the loader knows, the toolkit, and Python environments.
+// Paths to try: what was asked for, else what the loader knows, the toolkit, and the Python environments of the PATH.
 std::vector<std::string> candidates() {
   if (const char* asked = setting("MANTOU_CUBLASLT")) return {asked};
   std::vector<std::string> paths;
@@ -119,15 +122,19 @@ std::vector<std::string> candidates() {
   std::vector<std::string> patterns = {"/usr/local/cuda/lib64/libcublasLt.so.1[23]",
                                        "/usr/local/cuda/targets/*/lib/libcublasLt.so.1[23]"};
   if (const char* home = setting("CUDA_HOME")) patterns.insert(patterns.begin(), std::string(home) + "/lib64/libcublasLt.so.1[23]");
-  std::vector<std::string> packages = {"/usr/local/lib/python3*/dist-packages", "/usr/local/lib/python3*/site-packages",
-                                       "/usr/lib/python3/dist-packages"};
+  std::vector<std::string> prefixes;
   for (const char* variable : {"VIRTUAL_ENV", "CONDA_PREFIX"})
-    if (const char* prefix = setting(variable))
-      packages.insert(packages.begin(), std::string(prefix) + "/lib/python3*/site-packages");
-  if (const char* home = setting("HOME")) packages.push_back(std::string(home) + "/.local/lib/python3*/site-packages");
-  for (const std::string& folder : packages) {
-    patterns.push_back(folder + "/nvidia/cu13/lib/libcublasLt.so.13");
-    patterns.push_back(folder + "/nvidia/cublas/lib/libcublasLt.so.12");
+    if (const char* prefix = setting(variable)) prefixes.emplace_back(prefix);
+  if (const char* path = setting("PATH")) {
+    std::istringstream folders(path);
+    for (std::string folder; std::getline(folders, folder, ':');) prefixes.push_back(folder + "/..");
+  }
+  if (const char* home = setting("HOME")) prefixes.push_back(std::string(home) + "/.local");
+  for (const std::string& prefix : prefixes) {
+    for (const char* packages : {"/lib/python3*/site-packages", "/lib/python3*/dist-packages"}) {
+      patterns.push_back(prefix + packages + "/nvidia/cu13/lib/libcublasLt.so.13");
+      patterns.push_back(prefix + packages + "/nvidia/cublas/lib/libcublasLt.so.12");
+    }
   }
   paths = {"libcublasLt.so.13", "libcublasLt.so.12"};
   for (const std::string& pattern : patterns) {
@@ -269,9 +276,18 @@ Plan make_plan(const mantou_context* context, const MatmulArguments& p) {
       !layout(&plan.second, p.input_dtype, p.transpose_a, p.k, p.m, p.lda) ||
       !layout(&plan.result, p.output_dtype, false, p.n, p.m, p.ldc))
     return plan;
-  const std::vector<Proposal> proposals = proposals_for(library, plan, p);
-  if (proposals.empty()) return plan;
-  const Proposal& best = choose(context, plan, proposals, p);
+  // What this process has chosen, for all of its contexts.
+  static std::map<std::pair<int, Key>, Proposal> choices;
+  static std::mutex lock;
+  const std::lock_guard<std::mutex> guard(lock);
+  const std::pair<int, Key> key = {context->device, key_of(p)};
+  auto known = choices.find(key);
+  if (known == choices.end()) {
+    const std::vector<Proposal> proposals = proposals_for(library, plan, p);
+    if (proposals.empty()) return plan;
+    known = choices.emplace(key, choose(context, plan, proposals, p)).first;
+  }
+  const Proposal& best = known->second;
   plan.possible = true;
   plan.algorithm = best.algorithm;
   plan.workspace_bytes = best.workspace_bytes;

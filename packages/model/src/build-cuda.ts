@@ -4,6 +4,7 @@
  */
 import { createHash } from "node:crypto";
 import { existsSync, mkdirSync, readFileSync, readdirSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { availableParallelism, totalmem } from "node:os";
 import { basename, dirname, join, resolve } from "node:path";
 import { BuildError, type BuildOptions, EXTENSION, findCompiler, root, withLock } from "./build.ts";
 
@@ -27,8 +28,8 @@ export const KERNELS = join(root, "kernels");
 export const MESSAGES = "messages.txt";
 const LIBRARY = `libmantou.${EXTENSION}`;
 
-/** Compilers side by side: one of them may take a gigabyte. */
-const JOBS = 2;
+/** Compilers side by side: each may take a gigabyte. */
+const JOBS = Math.max(1, Math.min(availableParallelism(), Math.floor(totalmem() / 2 ** 31)));
 
 const HOST_WARNINGS = "-Wall,-Wextra";
 
