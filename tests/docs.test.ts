@@ -9,7 +9,7 @@ import { join } from "node:path";
 const root = join(import.meta.dir, "..");
 const docs = join(root, "docs");
 const pages = existsSync(docs) ? readdirSync(docs).filter((name) => name.endsWith(".md")) : [];
-const BLOCK = /<!-- help: ([a-z :]+) -->\n\n```text\n([\s\S]*?)```\n/g;
+const BLOCK = /<!-- help: ([a-z :-]+) -->\n\n```text\n([\s\S]*?)```\n/g;
 
 function helpOf(words: string): string {
   const [name, ...rest] = words.split(" ");
@@ -40,7 +40,7 @@ test("every command of package.json that people use has a page with its help", (
   const shown = pages
     .flatMap((page) => [...readFileSync(join(docs, page), "utf8").matchAll(BLOCK)])
     .map((match) => match[1].split(" ")[0]);
-  for (const name of ["train", "data", "sweep", "generate", "eval", "serve", "export", "import"]) {
+  for (const name of ["train", "data", "sweep", "generate", "eval", "serve", "export", "import", "tokenizer"]) {
     expect(Object.keys(scripts)).toContain(name);
     expect(shown).toContain(name);
   }

@@ -17,6 +17,7 @@ import {
   patternFlag,
   specialTokensFlag,
   usage,
+  threadsFor,
   workersFlag,
 } from "./tokenizer-input.ts";
 
@@ -50,7 +51,7 @@ export async function countShard(argv: string[]): Promise<void> {
     countFiles(positionals, {
       specialTokens,
       pattern,
-      workers,
+      workers: threadsFor(workers),
       signal,
       onProgress(done, total) {
         bar ??= new ByteBar("counting words", total);

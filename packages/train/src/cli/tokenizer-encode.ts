@@ -23,6 +23,7 @@ import {
   readInput,
   tokenizerFlag,
   usage,
+  threadsFor,
   workersFlag,
 } from "./tokenizer-input.ts";
 
@@ -97,7 +98,11 @@ export async function encode(argv: string[]): Promise<void> {
           bytes = before + done;
           bar.update(bytes);
         };
-        await encodeFile(tokenizer, input, (ids) => writer.append(ids), { workers, signal, onProgress });
+        await encodeFile(tokenizer, input, (ids) => writer.append(ids), {
+          workers: threadsFor(workers),
+          signal,
+          onProgress,
+        });
         continue;
       }
       const counted = counting(readInput(input), (length) => {

@@ -25,11 +25,13 @@ export const patternFlag = z
   .meta({ description: `how text is split first: ${PATTERN_NAMES.join(", ")}, or a regular expression` });
 
 export const workersFlag = z
-  .int()
-  .min(1)
-  .max(256)
-  .default(Math.min(8, availableParallelism()))
-  .meta({ description: "threads that read and split text; the result is the same" });
+  .union([z.int().min(1).max(256), z.literal("auto")])
+  .default("auto")
+  .meta({ description: "threads that read and split text, with the same result; auto: one a core, at most 8" });
+
+export function threadsFor(workers: z.output<typeof workersFlag>): number {
+  return workers === "auto" ? Math.min(8, availableParallelism()) : workers;
+}
 
 /** Refuses an input that cannot be read before anything is written. */
 export function checkFile(path: string): void {

@@ -41,6 +41,7 @@ import {
   tokenizerFlag,
   turn,
   usage,
+  threadsFor,
   workersFlag,
 } from "./tokenizer-input.ts";
 
@@ -111,7 +112,7 @@ async function train(argv: string[]): Promise<void> {
     };
     if (isCounts) return trainFromCounts(positionals, settings);
     if (positionals.length === 0) return Tokenizer.train(readInput(undefined), settings);
-    const threads = positionals.every(isRegular) ? workers : 1;
+    const threads = positionals.every(isRegular) ? threadsFor(workers) : 1;
     return trainFromFiles(positionals, { ...settings, workers: threads });
   });
   merging?.finish();
@@ -249,7 +250,10 @@ async function count(argv: string[]): Promise<void> {
   let [allTokens, allBytes] = [0, 0];
   for (const path of positionals) {
     const { tokens, bytes } = await interruptible((signal) =>
-      encodeFile(tokenizer, path, () => undefined, { workers: isRegular(path) ? options.workers : 1, signal }),
+      encodeFile(tokenizer, path, () => undefined, {
+        workers: isRegular(path) ? threadsFor(options.workers) : 1,
+        signal,
+      }),
     );
     row(path, tokens, bytes);
     allTokens += tokens;
