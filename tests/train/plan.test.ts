@@ -3,6 +3,8 @@ import { afterAll, describe, expect, test } from "bun:test";
 import { existsSync } from "node:fs";
 import { Decoder, type MemoryKind, NativeError, OUT_OF_MEMORY, TransformerLM, openDevice } from "@mantou/model";
 import { PlanningDevice, Tensor, openPlanningDevice } from "@mantou/model";
+import { Tokenizer } from "@mantou/tokenizer";
+import { saveTokenizer } from "@mantou/tokenizer/files";
 import { takeSnapshot } from "../../packages/train/src/checkpoint.ts";
 import type { SettledConfig } from "../../packages/train/src/config.ts";
 import { estimateSeconds } from "../../packages/train/src/estimate.ts";
@@ -163,6 +165,13 @@ describe("train", () => {
     expect(stdout).toMatch(/^ +parameters +1\.\d+B$/m);
     expect(stdout).toMatch(/^ +time +not known/m);
     expect(existsSync(place.path("runs"))).toBe(false);
+  });
+
+  test("--plan knows the ids of a tokenizer that is there", async () => {
+    const path = place.path("tokenizer.json");
+    saveTokenizer(Tokenizer.train(storyText(20_000), { vocabSize: 400, specialTokens: [] }), path);
+    const { stdout } = await place.succeed("train", ...smallFlags, "--plan", "--data", data, "--tokenizer.path", path);
+    expect(stdout).toMatch(/^ +model\.vocabSize +400 +as many ids as .*tokenizer\.json has$/m);
   });
 
   test("without enough memory: the plan, and no checkpoint", async () => {

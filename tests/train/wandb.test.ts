@@ -1,12 +1,13 @@
 /** What is sent to wandb_log.py, by a program in its place; tests/interop has the real one. */
 import { afterAll, expect, test } from "bun:test";
-import { chmodSync, readFileSync } from "node:fs";
+import { chmodSync, existsSync, readFileSync } from "node:fs";
+import { join } from "node:path";
 import type { SettledConfig } from "../../packages/train/src/config.ts";
 import { UserError } from "../../packages/train/src/errors.ts";
 import type { StepMetrics } from "../../packages/train/src/metrics.ts";
 import { RunDirectory } from "../../packages/train/src/run.ts";
-import { WandbLog } from "../../packages/train/src/wandb.ts";
-import { Workplace } from "./support/workplace.ts";
+import { WandbLog, checkWandb } from "../../packages/train/src/wandb.ts";
+import { Workplace, root, smallFlags } from "./support/workplace.ts";
 
 const place = new Workplace();
 afterAll(() => place[Symbol.dispose]());
@@ -51,13 +52,21 @@ test("sends the config first, then every step; a run that goes on has the same i
 });
 
 test("without Python, or without wandb, the run does not begin", async () => {
-  const run = new RunDirectory(place.path("runs/other"));
-  const start = (python: string) => {
-    return WandbLog.start(run, config, { project: "mantou", python, onWarning: expect.unreachable });
-  };
-  await expect(start(place.path("nowhere"))).rejects.toThrow("--wandb needs Python, and there is no");
-  const failing = start(program("failing", `echo "ModuleNotFoundError: No module named 'wandb'" >&2; exit 1`));
-  await expect(failing).rejects.toThrow("--wandb mantou: ModuleNotFoundError: No module named 'wandb'");
+  expect(() => checkWandb("mantou", place.path("nowhere"))).toThrow("--wandb mantou needs Python, and there is no");
+  expect(() => checkWandb("mantou", program("without", "exit 1"))).toThrow("without has no wandb");
+  checkWandb("mantou", program("with", "exit 0"));
+  const argv = ["--data", place.file("a.txt", "A text. ".repeat(200)), ...smallFlags, "--wandb", "mantou"];
+  const train = [process.execPath, join(root, "packages/train/src/cli/train.ts"), ...argv];
+  const { code, stderr } = await place.startProgram(["env", `MANTOU_PYTHON=${place.path("without")}`, ...train]).ended;
+  expect([code, stderr]).toEqual([2, expect.stringContaining("without has no wandb\n  fix: ")]);
+  expect(existsSync(place.path("runs/a"))).toBe(false);
+});
+
+test("what wandb says when it does not begin is told", async () => {
+  const python = program("failing", `echo "wandb.errors.UsageError: No API key configured" >&2; exit 1`);
+  const options = { project: "mantou", python, onWarning: expect.unreachable };
+  const failing = WandbLog.start(new RunDirectory(place.path("runs/other")), config, options);
+  await expect(failing).rejects.toThrow("--wandb mantou: wandb.errors.UsageError: No API key configured");
   await expect(failing).rejects.toBeInstanceOf(UserError);
 });
 

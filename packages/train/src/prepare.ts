@@ -122,12 +122,16 @@ export function checkTextLengths(config: DataConfig & { model: { contextLength: 
   checkLength(held, val.end - val.begin, contextLength, "bytes");
 }
 
+/** The tokenizer that a run is given: with its prepared data, or by itself; none: one is trained. */
+export function givenTokenizer({ data, tokenizer }: DataConfig): string | undefined {
+  return data !== undefined && isDirectory(data) ? join(data, "tokenizer.json") : tokenizer.path;
+}
+
 /** The tokenizer of a run: loaded, or trained on the training part of its text, and kept as `tokenizer.json`. */
 export function prepareTokenizer(directory: string, config: DataConfig, progress: Progress): Tokenizer {
   const path = join(directory, "tokenizer.json");
   if (existsSync(path)) return readTokenizer(path);
-  const isPrepared = config.data !== undefined && isDirectory(config.data);
-  const given = isPrepared ? join(config.data!, "tokenizer.json") : config.tokenizer.path;
+  const given = givenTokenizer(config);
   let tokenizer: Tokenizer;
   if (given !== undefined) {
     tokenizer = readTokenizer(given);

@@ -20,6 +20,22 @@ export interface WandbOptions {
   onWarning: (message: string) => void;
 }
 
+const pythonByDefault = () => process.env.MANTOU_PYTHON ?? "python3";
+
+/** Looks for Python and wandb, as long as nothing has been written. @throws UserError when one is missing */
+export function checkWandb(project: string, python = pythonByDefault()): void {
+  if (Bun.which(python) === null) {
+    throw new UserError(`--wandb ${project} needs Python, and there is no ${python}`, {
+      fix: "install it and wandb (pip install wandb), or name another in MANTOU_PYTHON",
+    });
+  }
+  const look = "import importlib.util, sys; sys.exit(importlib.util.find_spec('wandb') is None)";
+  if (Bun.spawnSync([python, "-c", look]).exitCode === 0) return;
+  throw new UserError(`--wandb ${project}: ${python} has no wandb`, {
+    fix: `${python} -m pip install wandb, or name another Python in MANTOU_PYTHON`,
+  });
+}
+
 export class WandbLog {
   #isOver = false;
 
@@ -35,14 +51,9 @@ export class WandbLog {
     });
   }
 
-  /** Begins the W&B run, or goes on with it. @throws UserError when Python, wandb or its login is missing */
+  /** Begins the W&B run, or goes on with it. @throws UserError when wandb does not begin, for want of a login say */
   static async start(run: RunDirectory, config: SettledConfig, options: WandbOptions): Promise<WandbLog> {
-    const { project, onWarning, python = process.env.MANTOU_PYTHON ?? "python3" } = options;
-    if (Bun.which(python) === null) {
-      throw new UserError(`--wandb needs Python, and there is no ${python}`, {
-        fix: "install it and wandb (pip install wandb), or name another in MANTOU_PYTHON",
-      });
-    }
+    const { project, onWarning, python = pythonByDefault() } = options;
     const child = Bun.spawn([python, join(import.meta.dir, "wandb_log.py")], {
       stdin: "pipe",
       stdout: "pipe",
@@ -56,7 +67,7 @@ export class WandbLog {
     if (answer === "") {
       const why = (await errors).trim().split("\n").at(-1);
       throw new UserError(`--wandb ${project}: ${why || `${python} ended without a word`}`, {
-        fix: "pip install wandb and wandb login, or set WANDB_MODE=offline; MANTOU_PYTHON names another Python",
+        fix: "wandb login, or set WANDB_MODE=offline and wandb sync later; MANTOU_PYTHON names another Python",
       });
     }
     return new WandbLog(child, (JSON.parse(answer) as { where: string }).where, onWarning);

@@ -13,7 +13,7 @@ import { listCheckpoints } from "../checkpoint.ts";
 import { watchRun, writeReport } from "../dashboard/index.ts";
 import { UserError } from "../errors.ts";
 import { estimateSeconds } from "../estimate.ts";
-import { checkSources, checkTextLengths, prepareData, prepareTokenizer } from "../prepare.ts";
+import { checkSources, checkTextLengths, givenTokenizer, prepareData, prepareTokenizer } from "../prepare.ts";
 import { presets } from "../presets.ts";
 import { formatPlan, outOfMemory, planTraining } from "../plan.ts";
 import { RunDirectory, claimDirectory, initialise, modelConfig, modelOptions, saveConfig } from "../run.ts";
@@ -23,8 +23,9 @@ import { plotCurve } from "../terminal/plot.ts";
 import { profileTable } from "../terminal/profile.ts";
 import { ProgressBar } from "../terminal/progress.ts";
 import { type Style, styleFor, widthOf, wrap } from "../terminal/style.ts";
+import { readTokenizer } from "../tokenizer-file.ts";
 import { type Outcome, train } from "../trainer.ts";
-import { WandbLog } from "../wandb.ts";
+import { WandbLog, checkWandb } from "../wandb.ts";
 import { runCommand } from "./command.ts";
 import { formatConfig } from "./config-summary.ts";
 import { type Command, parseFlags } from "./options.ts";
@@ -122,6 +123,7 @@ await runCommand(async (argv) => {
     say(planOf({ preset, file, flags }, style));
     return;
   }
+  if (project !== undefined) checkWandb(project);
   const begin = resume === undefined ? start({ preset, file, flags }, say) : reopen(resume, say);
   using device = begin.device;
   if (profile && device.name !== "cpu") {
@@ -286,8 +288,12 @@ function chooseForDevice(
     choose(resolved, "precision", precision, reason);
   }
   chooseBatchSizes(resolved, device.name);
-  const vocabulary = "at most; the tokenizer may find fewer merges";
-  if (config.model.vocabSize === "auto") choose(resolved, "model.vocabSize", config.tokenizer.vocabSize, vocabulary);
+  if (config.model.vocabSize !== "auto") return;
+  const tokenizer = givenTokenizer(config);
+  if (tokenizer === undefined) {
+    const reason = "at most; the tokenizer may find fewer merges";
+    choose(resolved, "model.vocabSize", config.tokenizer.vocabSize, reason);
+  } else choose(resolved, "model.vocabSize", readTokenizer(tokenizer).vocabSize, `as many ids as ${tokenizer} has`);
 }
 
 function nameOf({ config, choices }: ResolvedConfig): string {
