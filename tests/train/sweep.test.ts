@@ -69,7 +69,7 @@ describe("the file", () => {
 
   test("a setting that is wrong is refused before anything is trained, with the run's name", async () => {
     const sweep = readSweep(write("wrong", { base, runs: { good: {}, odd: { lr: -1 } } }));
-    expect(refusal(() => resolveRun(sweep, sweep.runs[1])).message).toContain('run "odd": --lr is -1');
+    expect(refusal(() => resolveRun(sweep, sweep.runs[1])).message).toContain(`run "odd": "lr" in ${sweep.path} is -1`);
     const { code, stderr } = await place.run("sweep", "--config", place.path("wrong.json"));
     expect(code).toBe(2);
     expect(stderr).toContain('run "odd"');

@@ -54,8 +54,8 @@ export interface ResolvedConfig {
 export interface ConfigLayers {
   /** Name of a preset; the default preset when undefined. */
   preset?: string;
-  /** Path of a JSON file with some or all settings, such as a run's `config.json`. */
-  file?: string;
+  /** A JSON file with some or all settings, such as a run's `config.json`: its path, or what was read of it. */
+  file?: string | { name: string; settings: Record<string, unknown> };
   /** Settings given as flags, nested as in the config. */
   flags?: Record<string, unknown>;
 }
@@ -81,12 +81,14 @@ export function resolveConfig(layers: ConfigLayers = {}): ResolvedConfig {
       origins.set(path, origin);
     }
   };
-  const fileSettings = layers.file === undefined ? {} : readConfigFile(layers.file).settings;
+  const { file } = layers;
+  const { name: fileName = "", settings: fileSettings = {} } =
+    typeof file === "string" ? { name: file, settings: readConfigFile(file).settings } : (file ?? {});
   const init = layers.flags?.init ?? fileSettings.init;
   const inherited = typeof init === "string" && init !== "" ? inheritedSettings(init) : undefined;
   add(findPreset(preset), { kind: "preset", name: preset });
   if (inherited !== undefined) add(inherited, { kind: "file", name: join(String(init), "config.json") });
-  add(fileSettings, { kind: "file", name: layers.file ?? "" });
+  add(fileSettings, { kind: "file", name: fileName });
   add(layers.flags ?? {}, { kind: "flag" });
 
   const config = validate(trainConfigSchema, unflatten(merged), (path) => origins.get(path) ?? { kind: "flag" });

@@ -7,7 +7,10 @@ import type { Columns, PageData, RunData, Sample, Update } from "./data.ts";
 
 declare const uPlot: typeof uPlotType;
 
-const COLORS = ["#2563eb", "#dc2626", "#16a34a", "#9333ea", "#ea580c", "#0891b2", "#be185d", "#65a30d", "#a16207"];
+const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+const COLORS = dark
+  ? ["#60a5fa", "#f87171", "#4ade80", "#c084fc", "#fb923c", "#22d3ee", "#f472b6", "#a3e635", "#facc15"]
+  : ["#2563eb", "#dc2626", "#16a34a", "#9333ea", "#ea580c", "#0891b2", "#be185d", "#65a30d", "#a16207"];
 
 interface Shown {
   run: RunData;
@@ -119,7 +122,6 @@ function draw(chart: Chart, box: HTMLElement): void {
     return;
   }
   box.replaceChildren();
-  const dark = matchMedia("(prefers-color-scheme: dark)").matches;
   const ink = dark ? "#a3a3a3" : "#525252";
   const grid = { stroke: dark ? "#2a2a2a" : "#e5e5e5", width: 1 };
   const many = shown.length > 1;
@@ -145,7 +147,13 @@ function draw(chart: Chart, box: HTMLElement): void {
       cursor: { sync: { key: "mantou" } },
       axes: [
         { stroke: ink, grid, ticks: grid, values: (_, ticks) => ticks.map(xValue) },
-        { stroke: ink, grid, ticks: grid, size: 56, values: (_, ticks, __, ___, step) => marks(ticks, step) },
+        {
+          stroke: ink,
+          grid,
+          ticks: grid,
+          size: (_, texts) => 20 + 7 * Math.max(4, ...(texts ?? []).map((text) => text.length)),
+          values: (_, ticks, __, ___, step) => marks(ticks, step),
+        },
       ],
       series: [{ label: axis, value: (_, value) => (value === null ? "–" : xValue(value)) }, ...series],
     },

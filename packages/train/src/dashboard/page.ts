@@ -4,9 +4,10 @@ import { join } from "node:path";
 import type { PageData } from "./data.ts";
 
 const STYLE = `
-:root { color-scheme: light dark; --ink: #171717; --dim: #737373; --paper: #fafafa; --card: #fff; --line: #e5e5e5; }
+:root { color-scheme: light dark; --ink: #171717; --dim: #737373; --paper: #fafafa; --card: #fff; --line: #e5e5e5;
+  --accent: #2563eb; }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #ededed; --dim: #a3a3a3; --paper: #111; --card: #191919; --line: #2e2e2e; }
+  :root { --ink: #ededed; --dim: #a3a3a3; --paper: #111; --card: #191919; --line: #2e2e2e; --accent: #60a5fa; }
 }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 16px; max-width: 1280px; background: var(--paper); color: var(--ink);
@@ -23,7 +24,7 @@ h2 { font-size: 14px; margin: 0 0 4px; font-weight: 600; }
 .group { color: var(--dim); font-size: 13px; }
 button { font: inherit; font-size: 13px; padding: 3px 10px; margin-left: 4px; border: 1px solid var(--line);
   border-radius: 6px; background: var(--card); color: var(--ink); cursor: pointer; }
-button.on { border-color: #2563eb; color: #2563eb; }
+button.on { border-color: var(--accent); color: var(--accent); }
 .run { display: inline-flex; gap: 6px; align-items: center; font-size: 14px; }
 .swatch { width: 14px; height: 4px; border-radius: 2px; }
 #charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 12px; }

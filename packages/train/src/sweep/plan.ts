@@ -38,6 +38,8 @@ export interface SweepRun {
 }
 
 export interface Sweep {
+  /** Where it was read. */
+  path: string;
   name: string;
   preset: string | undefined;
   base: Record<string, unknown>;
@@ -85,7 +87,7 @@ export function readSweep(path: string): Sweep {
       fix: `use ${[...names].join(", ")}`,
     });
   }
-  return { name, preset, base, runs: all, experiments: experiments ?? [{ name, runs: [...names] }] };
+  return { path, name, preset, base, runs: all, experiments: experiments ?? [{ name, runs: [...names] }] };
 }
 
 function combinations(grid: Record<string, unknown[]> | undefined): [string, Record<string, unknown>][] {
@@ -103,8 +105,7 @@ function combinations(grid: Record<string, unknown[]> | undefined): [string, Rec
 /** A run's config, checked. @throws UserError naming the run */
 export function resolveRun(sweep: Sweep, run: SweepRun, over: ConfigLayers["flags"] = {}): ResolvedConfig {
   try {
-    const flags = unflatten(new Map([...flatten(run.settings), ...flatten(over)]));
-    return resolveConfig({ preset: sweep.preset, flags });
+    return resolveConfig({ preset: sweep.preset, file: { name: sweep.path, settings: run.settings }, flags: over });
   } catch (error) {
     if (!(error instanceof UserError)) throw error;
     throw new UserError(`run "${run.name}": ${error.message}`, { fix: error.fix, cause: error });
