@@ -171,10 +171,9 @@ void multiply(const mantou_context* context, const Product<In, Out>& product) {
     if (done) return;
   }
 #endif
-  for_rectangles<MR, NR>(context, product.m, product.n, product.k,
-                         [&](int64_t m0, int64_t m1, int64_t n0, int64_t n1, int thread) {
-                           multiply_rectangle(product, m0, m1, n0, n1, context->thread_scratch<float>(thread));
-                         });
+  for_rectangles<1, NR>(context, product, [&](int64_t m0, int64_t m1, int64_t n0, int64_t n1, int thread) {
+    multiply_rectangle(product, m0, m1, n0, n1, context->thread_scratch<float>(thread));
+  });
 }
 
 // ---- few rows -------------------------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 // What the matrix products of float32 (matmul.cpp) and of bfloat16 in hardware (matmul_bf16.h) share.
 #pragma once
 
+#include <cmath>
+
 #include "context.h"
 #include "tile.h"
 
@@ -31,20 +33,27 @@ void prefetch_tile(int64_t rows, int64_t columns, const Out* c, int64_t ldc) {
     for (int64_t j = 0; j < columns; j += LINE) __builtin_prefetch(c + r * ldc + j, 1);
 }
 
-// Divides C [m, n] into a grid of rectangles of whole ROWS x COLUMNS tiles for the context's threads, and runs
-// body(m0, m1, n0, n1, thread) for each.
-template <int ROWS, int COLUMNS, typename Body>
-void for_rectangles(const mantou_context* context, int64_t m, int64_t n, int64_t k, const Body& body) {
+// Divides C into a grid of rectangles for the context's threads, of whole groups of ROWS rows and of COLUMNS columns,
+// and runs body(m0, m1, n0, n1, thread) for each.
+template <int ROWS, int COLUMNS, typename In, typename Out, typename Body>
+void for_rectangles(const mantou_context* context, const Product<In, Out>& product, const Body& body) {
+  const int64_t m = product.m, n = product.n, k = product.k;
   const int64_t strips = (m + ROWS - 1) / ROWS, panels = (n + COLUMNS - 1) / COLUMNS;
   const int64_t worth = m * n / 64 * k / (THREAD_WORK / 64);
   const int64_t threads = larger(1, smaller(context->threads, worth));
   // The grid whose largest rectangle takes least: rows * columns multiply-adds a step, and rows + columns packed
-  // elements, each as dear as about 16 of the multiply-adds.
-  int64_t down = 1, across = 1, least = INT64_MAX;
+  // elements, each as dear as about 16 of the multiply-adds. Where rectangles side by side share cache lines of C, for
+  // which their threads contend, a row costs as much as another SHARED_LINE or so.
+  constexpr double SHARED_LINE = 8192;
+  const bool shares_lines = product.ldc * sizeof(Out) % 64 != 0;
+  double least = INFINITY;
+  int64_t down = 1, across = 1;
   for (int64_t d = 1; d <= smaller(threads, strips); d++) {
     const int64_t a = smaller(threads / d, panels);
-    const int64_t rows = (strips + d - 1) / d * ROWS, columns = (panels + a - 1) / a * COLUMNS;
-    const int64_t cost = rows * columns + 16 * (rows + columns);
+    const double rows = static_cast<double>((strips + d - 1) / d * ROWS);
+    const double columns = static_cast<double>((panels + a - 1) / a * COLUMNS);
+    const double step = rows * columns + 16 * (rows + columns);
+    const double cost = step * static_cast<double>(k) + (a > 1 && shares_lines ? SHARED_LINE * rows : 0);
     if (cost < least) least = cost, down = d, across = a;
   }
   parallel_for(context, down * across, 1, [&](int64_t begin, int64_t end, int thread) {

@@ -3,9 +3,13 @@
 // in k. Otherwise this is the blocking of matmul.cpp, with a unit (Dots or Tiles) for the strips, panels and tiles:
 //
 //   ROWS x COLUMNS   the tile of C that one call of `multiply` computes
+//   LEAST_ROWS       threads get multiples of it; tiles of fewer rows than ROWS take less time where it is 1
 //   STEP             pairs of k that it takes at once; shorter blocks are packed with zeros behind them
 //   pack_rows        a strip of ROWS rows of op(A)
-//   multiply         C tile (+)= strip * panel, where a panel is [pairs, COLUMNS] words for both units
+//   pack_columns     TOGETHER strips, one behind the other, where these rows are columns of A
+//   multiply         whole tile of float32 (+)= strip * panel, where a panel is [pairs, COLUMNS] words for both units
+//   finish           C [rows, columns] (+)= strip * panel + sums, of any type and where only a part of the tile exists;
+//                    `sums` [ROWS, COLUMNS], which may be null, are of earlier blocks of k and may be overwritten
 //
 // C in bfloat16 is rounded from float32 sums over all of k, which lie in scratch memory until the last block.
 #pragma once
@@ -27,10 +31,13 @@ inline __m512i load_elements(const bfloat16* from, int64_t count) {
   return _mm512_maskz_loadu_epi16((1u << count) - 1, from);
 }
 
-// 16 rows, of which `rows` exist, by 16 pairs of k, of which `k` elements exist, transposed: block[pair] holds the rows.
-inline void load_transposed(int64_t rows, int64_t k, const bfloat16* from, int64_t stride, Vector (&block)[LANES]) {
-  if (rows == LANES && k == 32) {
-    MANTOU_UNROLL for (int i = 0; i < LANES; i++) block[i] = (Vector)_mm512_loadu_si512(from + i * stride);
+// GROUP rows, of which `rows` exist, by 16 pairs of k, of which `k` elements exist, transposed: block[pair] holds the
+// rows.
+template <int GROUP>
+void load_transposed(int64_t rows, int64_t k, const bfloat16* from, int64_t stride, Vector (&block)[LANES]) {
+  if (rows == GROUP && k == 32) {
+    MANTOU_UNROLL for (int i = 0; i < LANES; i++)
+      block[i] = i < GROUP ? (Vector)_mm512_loadu_si512(from + i * stride) : Vector{};
   } else {
     for (int64_t i = 0; i < LANES; i++) block[i] = i < rows ? (Vector)load_elements(from + i * stride, k) : Vector{};
   }
@@ -52,32 +59,53 @@ inline void load_interleaved(int64_t columns, const bfloat16* first, const bfloa
 // of LANES, a pair spills into the next one, which is written after it.
 template <int WIDTH>
 void pack_transposed(int64_t rows, int64_t k, const bfloat16* from, int64_t stride, float* packed) {
-  for (int64_t r = 0; r < rows; r += LANES)
+  constexpr int GROUP = WIDTH < LANES ? WIDTH : LANES;
+  for (int64_t r = 0; r < rows; r += GROUP)
     for (int64_t p = 0; p < k; p += 32) {
       const int64_t elements = smaller(32, k - p);
       Vector block[LANES];
-      load_transposed(smaller(LANES, rows - r), elements, from + r * stride + p, stride, block);
+      load_transposed<GROUP>(smaller(GROUP, rows - r), elements, from + r * stride + p, stride, block);
       float* const to = packed + p / 2 * WIDTH + r;
-      for (int64_t pair = 0; pair < (elements + 1) / 2; pair++) store(to + pair * WIDTH, block[pair]);
+      if (elements == 32) {
+        MANTOU_UNROLL for (int pair = 0; pair < LANES; pair++) store(to + pair * WIDTH, block[pair]);
+      } else {
+        for (int64_t pair = 0; pair < (elements + 1) / 2; pair++) store(to + pair * WIDTH, block[pair]);
+      }
     }
 }
 
-// The same where the rows' elements of one k lie in one piece, `stride` from those of the next k.
+// The same where the rows' elements of one k lie in one piece, `stride` from those of the next k. More than WIDTH rows
+// become several groups, `pairs` long, one behind the other: side by side they use whole cache lines of what they read.
 template <int WIDTH>
-void pack_interleaved(int64_t rows, int64_t k, const bfloat16* from, int64_t stride, float* packed) {
+void pack_interleaved(int64_t rows, int64_t k, const bfloat16* from, int64_t stride, float* packed, int64_t pairs = 0) {
   static_assert(WIDTH <= 32, "one register");
-  for (int64_t p = 0; p < k; p += 2, from += 2 * stride, packed += WIDTH) {
-    Vector low, high;
-    load_interleaved(rows, from, p + 1 < k ? from + stride : nullptr, low, high);
-    store(packed, low);
-    if (WIDTH > LANES) store(packed + LANES, high);
-  }
+  for (int64_t p = 0; p < k; p += 2, from += 2 * stride, packed += WIDTH)
+    for (int64_t r = 0; r < rows; r += WIDTH) {
+      Vector low, high;
+      load_interleaved(smaller(WIDTH, rows - r), from + r, p + 1 < k ? from + stride + r : nullptr, low, high);
+      float* const to = packed + r * pairs;
+      if constexpr (WIDTH < LANES) store(to, low, Part{WIDTH});
+      else store(to, low);
+      if constexpr (WIDTH > LANES) store(to + LANES, high);
+    }
+}
+
+// ---- tiles ----------------------------------------------------------------------------------------------------------
+
+// C [rows, columns] (+)= the tile of sums.
+template <typename Out>
+void write_tile(int64_t rows, int64_t columns, const float* sums, int64_t ld, bool accumulate, Out* c, int64_t ldc) {
+  for (int64_t r = 0; r < rows; r++, sums += ld, c += ldc)
+    for_vectors(columns, [&](int64_t j, auto part) {
+      const Vector sum = load(sums + j, part);
+      store(c + j, accumulate ? load(c + j, part) + sum : sum, part);
+    });
 }
 
 // ---- AVX512-BF16 ----------------------------------------------------------------------------------------------------
 
 struct Dots {
-  static constexpr int ROWS = 14, COLUMNS = 32, STEP = 1;
+  static constexpr int ROWS = 14, LEAST_ROWS = 1, COLUMNS = 32, STEP = 1, TOGETHER = 8;
 
   // The strip is [pairs, ROWS].
   static void pack_rows(bool transposed, int64_t rows, int64_t k, const bfloat16* a, int64_t lda, float* strip) {
@@ -85,26 +113,94 @@ struct Dots {
     else pack_transposed<ROWS>(rows, k, a, lda, strip);
   }
 
-  __attribute__((target("avx512bf16"))) void multiply(int64_t pairs, const float* strip, const float* panel, float* c,
-                                                      int64_t ldc, bool accumulate) const {
-    __m512 sum[ROWS][2];
-    MANTOU_UNROLL for (int r = 0; r < ROWS; r++) sum[r][0] = sum[r][1] = _mm512_setzero_ps();
-    for (int64_t p = 0; p < pairs; p++, strip += ROWS, panel += COLUMNS) {
-      const __m512bh b0 = (__m512bh)_mm512_loadu_ps(panel), b1 = (__m512bh)_mm512_loadu_ps(panel + 16);
-      MANTOU_UNROLL for (int r = 0; r < ROWS; r++) {
+  static void pack_columns(int64_t rows, int64_t k, const bfloat16* a, int64_t lda, float* strips, int64_t pairs) {
+    pack_interleaved<ROWS>(rows, k, a, lda, strips, pairs);
+  }
+
+  void multiply(int64_t pairs, const float* strip, const float* panel, float* c, int64_t ldc, bool accumulate) const {
+    kernel<ROWS, 2>(pairs, strip, panel, nullptr, COLUMNS, c, ldc, accumulate);
+  }
+
+  template <typename Out>
+  void finish(int64_t rows, int64_t columns, int64_t pairs, const float* strip, const float* panel, float* sums, Out* c,
+              int64_t ldc, bool accumulate) const {
+    if (columns <= NARROW && !sums) return narrow(rows, columns, pairs, strip, panel, c, ldc, accumulate);
+    static constexpr Kernels<Out> KERNELS = kernels<Out>(std::make_integer_sequence<int, 2 * ROWS>());
+    KERNELS.of[2 * (rows - 1) + (columns > LANES)](pairs, strip, panel, sums, columns, c, ldc, accumulate);
+  }
+
+ private:
+  // A tile of R rows and V vectors, of which the last may lack columns. `sums` as for finish.
+  template <int R, int V, typename Out, int STRIP_STRIDE = ROWS, int PANEL_STRIDE = COLUMNS>
+  __attribute__((target("avx512bf16"))) static void kernel(int64_t pairs, const float* strip, const float* panel,
+                                                           const float* sums, int64_t columns, Out* c, int64_t ldc,
+                                                           bool accumulate) {
+    __m512 sum[R][V];
+    MANTOU_UNROLL for (int r = 0; r < R; r++) {
+      MANTOU_UNROLL for (int v = 0; v < V; v++) sum[r][v] = _mm512_setzero_ps();
+    }
+    for (int64_t p = 0; p < pairs; p++, strip += STRIP_STRIDE, panel += PANEL_STRIDE) {
+      __m512bh b[V];
+      MANTOU_UNROLL for (int v = 0; v < V; v++) b[v] = (__m512bh)_mm512_loadu_ps(panel + v * LANES);
+      MANTOU_UNROLL for (int r = 0; r < R; r++) {
         const __m512bh a = (__m512bh)_mm512_set1_ps(strip[r]);
-        sum[r][0] = _mm512_dpbf16_ps(sum[r][0], a, b0);
-        sum[r][1] = _mm512_dpbf16_ps(sum[r][1], a, b1);
+        MANTOU_UNROLL for (int v = 0; v < V; v++) sum[r][v] = _mm512_dpbf16_ps(sum[r][v], a, b[v]);
       }
     }
-    MANTOU_UNROLL for (int r = 0; r < ROWS; r++, c += ldc) {
-      if (accumulate) {
-        sum[r][0] = _mm512_add_ps(sum[r][0], _mm512_loadu_ps(c));
-        sum[r][1] = _mm512_add_ps(sum[r][1], _mm512_loadu_ps(c + 16));
+    if (sums) {
+      MANTOU_UNROLL for (int r = 0; r < R; r++) {
+        MANTOU_UNROLL for (int v = 0; v < V; v++)
+          sum[r][v] = _mm512_add_ps(_mm512_loadu_ps(sums + r * COLUMNS + v * LANES), sum[r][v]);
       }
-      _mm512_storeu_ps(c, sum[r][0]);
-      _mm512_storeu_ps(c + 16, sum[r][1]);
     }
+    const auto write = [=](Out* to, __m512 value, auto part) {
+      store(to, accumulate ? load(to, part) + (Vector)value : (Vector)value, part);
+    };
+    if (columns < V * LANES) {
+      const Part rest{columns - (V - 1) * LANES};
+      MANTOU_UNROLL for (int r = 0; r < R; r++) {
+        MANTOU_UNROLL for (int v = 0; v < V - 1; v++) write(c + r * ldc + v * LANES, sum[r][v], Whole{});
+        write(c + r * ldc + (V - 1) * LANES, sum[r][V - 1], rest);
+      }
+      return;
+    }
+    if constexpr (V == 2 && std::is_same_v<Out, bfloat16>) {
+      // vdpbf16ps has flushed subnormal sums, so that it does not matter that this conversion would.
+      if (!accumulate) {
+        MANTOU_UNROLL for (int r = 0; r < R; r++)
+          _mm512_storeu_si512(c + r * ldc, (__m512i)_mm512_cvtne2ps_pbh(sum[r][1], sum[r][0]));
+        return;
+      }
+    }
+    MANTOU_UNROLL for (int r = 0; r < R; r++) {
+      MANTOU_UNROLL for (int v = 0; v < V; v++) write(c + r * ldc + v * LANES, sum[r][v], Whole{});
+    }
+  }
+
+  // Of a last panel of so few columns, which would leave most lanes idle, the rows take the lanes instead. Reads the
+  // strip up to a vector from its last pair on.
+  static constexpr int NARROW = ROWS / 2;
+  template <typename Out>
+  static void narrow(int64_t rows, int64_t columns, int64_t pairs, const float* strip, const float* panel, Out* c,
+                     int64_t ldc, bool accumulate) {
+    alignas(64) float sums[NARROW * LANES];
+    kernel<NARROW, 1, float, COLUMNS, ROWS>(pairs, panel, strip, nullptr, LANES, sums, LANES, false);
+    for (int64_t r = 0; r < rows; r++)
+      for (int64_t j = 0; j < columns; j++) {
+        Out* const to = c + r * ldc + j;
+        const float sum = sums[j * LANES + r];
+        *to = from_float<Out>(accumulate ? to_float(*to) + sum : sum);
+      }
+  }
+
+  // of[2 * (rows - 1) + vectors - 1]
+  template <typename Out>
+  struct Kernels {
+    void (*of[2 * ROWS])(int64_t, const float*, const float*, const float*, int64_t, Out*, int64_t, bool);
+  };
+  template <typename Out, int... I>
+  static constexpr Kernels<Out> kernels(std::integer_sequence<int, I...>) {
+    return {{kernel<I / 2 + 1, I % 2 + 1, Out>...}};
   }
 };
 
@@ -113,7 +209,7 @@ struct Dots {
 // Registers 0 to 3 hold a tile of 32 x 32 of C, 4 and 5 the two halves of a step of the strip, 6 and 7 of the panel.
 template <typename Registers>
 struct Tiles {
-  static constexpr int ROWS = 32, COLUMNS = 32, STEP = 16;
+  static constexpr int ROWS = 32, LEAST_ROWS = 32, COLUMNS = 32, STEP = 16, TOGETHER = 1;
   Registers registers;
 
   // The strip is [pairs / 16, ROWS, 16]: one step after the other, rows within it.
@@ -136,6 +232,10 @@ struct Tiles {
         store(strip + (r + 16) * 16, high[r]);
       }
     }
+  }
+
+  static void pack_columns(int64_t rows, int64_t k, const bfloat16* a, int64_t lda, float* strip, int64_t) {
+    pack_rows(true, rows, k, a, lda, strip);
   }
 
   void multiply(int64_t pairs, const float* strip, const float* panel, float* c, int64_t ldc, bool accumulate) {
@@ -166,6 +266,18 @@ struct Tiles {
     registers.template store<2>(c + 16 * ldc, stride);
     registers.template store<3>(c + 16 * ldc + 16, stride);
   }
+
+  template <typename Out>
+  void finish(int64_t rows, int64_t columns, int64_t pairs, const float* strip, const float* panel, float* sums, Out* c,
+              int64_t ldc, bool accumulate) {
+    if constexpr (std::is_same_v<Out, float>) {
+      if (!sums && rows == ROWS && columns == COLUMNS) return multiply(pairs, strip, panel, c, ldc, accumulate);
+    }
+    alignas(64) float own[ROWS * COLUMNS];
+    float* const sum = sums ? sums : own;
+    multiply(pairs, strip, panel, sum, COLUMNS, sums != nullptr);
+    write_tile(rows, columns, sum, COLUMNS, accumulate, c, ldc);
+  }
 };
 
 // Pairs that a depth of k elements is packed in.
@@ -185,76 +297,77 @@ void pack_panel(bool transposed, int64_t columns, int64_t k, const bfloat16* b, 
 
 // ---- one thread's rectangle -----------------------------------------------------------------------------------------
 
-// Blocks of at most DEPTH pairs of k, MOST_ROWS rows and MOST_COLUMNS columns.
-constexpr int64_t DEPTH = 384, MOST_ROWS = 896, MOST_COLUMNS = 512;
+// Blocks of at most DEPTH pairs of k and MOST_COLUMNS columns: panels that stay in the second-level cache.
+constexpr int64_t DEPTH = 384, MOST_COLUMNS = 512;
 
-// C [rows, columns] (+)= the tile of sums.
-template <typename Out>
-void write_tile(int64_t rows, int64_t columns, const float* sums, int64_t ld, bool accumulate, Out* c, int64_t ldc) {
-  for (int64_t r = 0; r < rows; r++, sums += ld, c += ldc)
-    for_vectors(columns, [&](int64_t j, auto part) {
-      const Vector sum = load(sums + j, part);
-      store(c + j, accumulate ? load(c + j, part) + sum : sum, part);
-    });
-}
-
+// Rows [m0, m1) and columns [n0, n1) of C. Packed strips stay for all blocks of columns, unless sums have to wait for
+// more blocks of k and C, being bfloat16, cannot hold them: then these, tile after tile, take the strips' place.
 template <typename Unit, typename Out>
 void multiply_rectangle(const Product<bfloat16, Out>& product, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
                         float* scratch) {
-  constexpr int64_t ROWS = Unit::ROWS, COLUMNS = Unit::COLUMNS;
-  static_assert(MOST_ROWS % ROWS == 0 && MOST_COLUMNS % COLUMNS == 0 && DEPTH % Unit::STEP == 0, "whole tiles");
-  static_assert((MOST_ROWS + MOST_COLUMNS) * DEPTH + LANES + MOST_ROWS * MOST_COLUMNS <= SCRATCH_BYTES / 4, "it fits");
-  float* const panels = scratch;
-  float* const strips = panels + MOST_COLUMNS * DEPTH;
-  float* const sums = strips + MOST_ROWS * DEPTH + LANES;  // a strip may spill one vector past its end
-
-  Unit unit;
+  constexpr int64_t ROWS = Unit::ROWS, COLUMNS = Unit::COLUMNS, TOGETHER = Unit::TOGETHER;
+  static_assert(MOST_COLUMNS % COLUMNS == 0 && DEPTH % Unit::STEP == 0, "whole tiles");
   // Blocks of k of nearly equal depth, in units of 32 elements, which are whole pairs and whole steps.
   const int64_t units = (product.k + 31) / 32, blocks = (units * 16 + DEPTH - 1) / DEPTH;
-  for (int64_t j0 = n0; j0 < n1; j0 += MOST_COLUMNS)
-    for (int64_t i0 = m0; i0 < m1; i0 += MOST_ROWS)
-      for (int64_t block = 0; block < blocks; block++) {
-        const int64_t i1 = smaller(i0 + MOST_ROWS, m1), j1 = smaller(j0 + MOST_COLUMNS, n1);
-        const int64_t p = units * block / blocks * 32;
-        const int64_t depth = smaller(units * (block + 1) / blocks * 32, product.k) - p;
-        const int64_t pairs = pairs_of<Unit>(depth);
-        const bool last = block == blocks - 1;
-        // With one block of k, one block of rows follows the other on the same panels.
-        if (blocks > 1 || i0 == m0)
-          for (int64_t j = j0; j < j1; j += COLUMNS)
-            pack_panel<Unit>(product.transpose_b, smaller(COLUMNS, j1 - j), depth,
-                             product.b + (product.transpose_b ? j * product.ldb + p : p * product.ldb + j), product.ldb,
-                             panels + (j - j0) * pairs);
-        for (int64_t i = i0; i < i1; i += ROWS) {
-          const int64_t rows = smaller(ROWS, i1 - i);
-          float* const strip = strips + (i - i0) * pairs;
-          Unit::pack_rows(product.transpose_a, rows, depth,
-                          product.a + (product.transpose_a ? p * product.lda + i : i * product.lda + p), product.lda,
-                          strip);
-          for (int64_t j = j0; j < j1; j += COLUMNS) {
-            const float* const panel = panels + (j - j0) * pairs;
-            const int64_t columns = smaller(COLUMNS, j1 - j);
-            Out* const c = product.c + i * product.ldc + j;
-            if (last || std::is_same_v<Out, float>) prefetch_tile(rows, columns, c, product.ldc);
-            if constexpr (std::is_same_v<Out, float>) {
-              if (rows == ROWS && columns == COLUMNS) {
-                unit.multiply(pairs, strip, panel, c, product.ldc, product.accumulate || block > 0);
-                continue;
-              }
-            }
-            // Sums that are not finished have a place of their own.
-            float* const sum = blocks == 1 ? sums : sums + (i - i0) * MOST_COLUMNS + (j - j0) * ROWS;
-            unit.multiply(pairs, strip, panel, sum, COLUMNS, block > 0);
-            if (last) write_tile(rows, columns, sum, COLUMNS, product.accumulate, c, product.ldc);
-          }
-        }
+  const int64_t most_pairs = (units + blocks - 1) / blocks * 16;
+  const bool wait = blocks > 1 && !std::is_same_v<Out, float>;
+  float* const panels = scratch;
+  float* const strips = panels + MOST_COLUMNS * DEPTH;
+  float* const sums = strips + TOGETHER * ROWS * DEPTH + LANES;  // a strip may spill one vector past its end
+  const int64_t most_rows = (scratch + SCRATCH_BYTES / 4 - sums) / (wait ? MOST_COLUMNS : most_pairs) / ROWS * ROWS;
+
+  Unit unit;
+  const auto multiply_block = [&](int64_t i0, int64_t j0, int64_t block) {
+    const int64_t i1 = smaller(i0 + most_rows, m1), j1 = smaller(j0 + MOST_COLUMNS, n1);
+    const int64_t p = units * block / blocks * 32;
+    const int64_t depth = smaller(units * (block + 1) / blocks * 32, product.k) - p;
+    const int64_t pairs = pairs_of<Unit>(depth);
+    const bool last = block == blocks - 1;
+    for (int64_t j = j0; j < j1; j += COLUMNS)
+      pack_panel<Unit>(product.transpose_b, smaller(COLUMNS, j1 - j), depth,
+                       product.b + (product.transpose_b ? j * product.ldb + p : p * product.ldb + j), product.ldb,
+                       panels + (j - j0) * pairs);
+    for (int64_t i = i0; i < i1; i += ROWS) {
+      const int64_t rows = smaller(ROWS, i1 - i);
+      float* const strip = strips + (wait ? (i - i0) % (TOGETHER * ROWS) : i - i0) * pairs;
+      if (wait || j0 == n0) {
+        if (!product.transpose_a)
+          Unit::pack_rows(false, rows, depth, product.a + i * product.lda + p, product.lda, strip);
+        else if ((i - i0) % (TOGETHER * ROWS) == 0)
+          Unit::pack_columns(smaller(TOGETHER * ROWS, i1 - i), depth, product.a + p * product.lda + i, product.lda,
+                             strip, pairs);
       }
+      for (int64_t j = j0; j < j1; j += COLUMNS) {
+        const float* const panel = panels + (j - j0) * pairs;
+        const int64_t columns = smaller(COLUMNS, j1 - j);
+        float* const sum = wait ? sums + (i - i0) * MOST_COLUMNS + (j - j0) * ROWS : nullptr;
+        if (wait && block > 0) prefetch_tile(ROWS, COLUMNS, sum, COLUMNS);
+        if (wait && !last) {
+          unit.multiply(pairs, strip, panel, sum, COLUMNS, block > 0);
+          continue;
+        }
+        Out* const c = product.c + i * product.ldc + j;
+        prefetch_tile(rows, columns, c, product.ldc);
+        const bool accumulate = product.accumulate || (!wait && block > 0);
+        unit.finish(rows, columns, pairs, strip, panel, sum, c, product.ldc, accumulate);
+      }
+    }
+  };
+  for (int64_t i0 = m0; i0 < m1; i0 += most_rows) {
+    if (wait) {
+      for (int64_t j0 = n0; j0 < n1; j0 += MOST_COLUMNS)
+        for (int64_t block = 0; block < blocks; block++) multiply_block(i0, j0, block);
+    } else {
+      for (int64_t block = 0; block < blocks; block++)
+        for (int64_t j0 = n0; j0 < n1; j0 += MOST_COLUMNS) multiply_block(i0, j0, block);
+    }
+  }
 }
 
 template <typename Unit, typename Out>
 void multiply_in_pairs(const mantou_context* context, const Product<bfloat16, Out>& product) {
-  for_rectangles<Unit::ROWS, Unit::COLUMNS>(
-      context, product.m, product.n, product.k, [&](int64_t m0, int64_t m1, int64_t n0, int64_t n1, int thread) {
+  for_rectangles<Unit::LEAST_ROWS, Unit::COLUMNS>(
+      context, product, [&](int64_t m0, int64_t m1, int64_t n0, int64_t n1, int thread) {
         multiply_rectangle<Unit>(product, m0, m1, n0, n1, context->thread_scratch<float>(thread));
       });
 }

@@ -40,9 +40,10 @@ onEveryType((subject) => {
       [7, 515, 9],
       [33, 48, 1031],
       [5, 530, 801],
-      [911, 17, 33],
       [40, 66, 2100],
     ];
+    // More rows than a thread keeps sums for.
+    if (subject.backend === "cpu" && type === "bfloat16") sizes.push([1640, 3, 801]);
     for (const [m, n, k] of sizes) {
       test(`[${m}, ${k}] · [${k}, ${n}], transposed or not, accumulated or not`, () => {
         for (const transposeA of [false, true]) {
