@@ -109,6 +109,29 @@ onEveryBackend((_backend, device) => {
       });
     }
 
+    test("gives the softmax of each sequence that has a temperature, and the logits of the others", () => {
+      const { config, weights } = Object.values(goldenModels())[0];
+      using model = new TransformerLM(config, { device, weights });
+      const temperatures = [0, 1, 0.25];
+      const [plain, softened] = [[], temperatures].map((given) => {
+        using decoder = new Decoder(model, { batchSize: 3 });
+        // A prompt, and steps that are replayed.
+        return [4, 1, 1, 1].map((length, i) => {
+          return decoder.forward(randomInts([3 * length], i, config.vocabSize).data, { temperatures: given });
+        });
+      });
+      plain.forEach((logits, i) => {
+        const wanted = temperatures.flatMap((temperature, b) => {
+          const row = Array.from(logits.subarray(b * config.vocabSize, (b + 1) * config.vocabSize));
+          if (temperature === 0) return row;
+          const exponentials = row.map((logit) => Math.exp((logit - Math.max(...row)) / temperature));
+          const sum = exponentials.reduce((a, b) => a + b);
+          return exponentials.map((value) => value / sum);
+        });
+        expectClose(softened[i], wanted, { norm: 1e-6 }, `forward ${i}`);
+      });
+    });
+
     test("refuses more than its capacity, ids outside the vocabulary and ragged batches, and goes on unharmed", () => {
       const { config, weights } = goldenModels().base;
       using model = new TransformerLM(config, { device, weights });
@@ -390,6 +413,24 @@ describe("sampleToken", () => {
       expect(chiSquare).toBeLessThan(20.5);
     });
   }
+
+  test("top-p draws from the fewest of many tokens that reach it", () => {
+    const many = new Float32Array(500).map((_, i) => 3 * Math.sin(i * i));
+    for (const topP of [0.05, 0.5, 0.9, 0.999]) {
+      const weights = Float64Array.from(many, Math.exp);
+      const goal = topP * weights.reduce((a, b) => a + b);
+      let reached = 0;
+      const kept = [...weights.keys()]
+        .sort((a, b) => weights[b] - weights[a])
+        .filter((token) => {
+          if (reached >= goal) return false;
+          reached += weights[token];
+          return true;
+        });
+      const drawn = new Set(Array.from({ length: 40_000 }, (_, i) => sampleToken(many, { topP }, i / 40_000)));
+      expect([...drawn].sort((a, b) => a - b)).toEqual(kept.sort((a, b) => a - b));
+    }
+  });
 
   test("temperature 0 is the argmax, the first of equals", () => {
     for (const u of [0, 0.5, 1 - 2 ** -53]) {

@@ -7,13 +7,25 @@
 import { headShape } from "./layers/attention.ts";
 import { HEAD_NORM_EPS } from "./layers/head-norm.ts";
 import { add, attentionCached, embeddingForward, matmul, rmsnormForward } from "./operations.ts";
-import { siluForward, swigluForward } from "./operations.ts";
+import { scale, siluForward, softmax, swigluForward } from "./operations.ts";
 import { Repeated } from "./repeated.ts";
 import { type DType, Tensor } from "./tensor.ts";
 import type { TransformerLM } from "./transformer.ts";
 
 /** Logits alive at once when all positions are asked for. */
 const LOGIT_ELEMENTS = 4 << 20;
+
+export interface DecodeOptions {
+  /** Whose tokens they are, each slot at most once. Default: all of them. */
+  slots?: readonly number[];
+  /** Logits of every position, not only of the last. */
+  allLogits?: boolean;
+  /**
+   * Of each sequence: its softmax of logits / temperature in place of the logits, computed on the device; 0 for logits.
+   * Not with allLogits, nor for models with a soft cap.
+   */
+  temperatures?: readonly number[];
+}
 
 export class Decoder implements Disposable {
   /** Tokens that each slot holds. */
@@ -57,13 +69,12 @@ export class Decoder implements Disposable {
 
   /**
    * Takes the next tokens of some sequences, the same number of each, into the cache: int32 [slots.length, length].
-   * @param options slots: whose tokens they are, each slot at most once (all of them by default); allLogits: not only
-   *   those of the last position
    * @returns logits of the last position, [slots.length, vocabSize], or of all, [slots.length, length, vocabSize]
    * @throws RangeError when a slot is full or is none, or a token is not in the vocabulary
    */
-  forward(tokens: Int32Array, options: { slots?: readonly number[]; allLogits?: boolean } = {}): Float32Array {
+  forward(tokens: Int32Array, options: DecodeOptions = {}): Float32Array {
     const { model } = this;
+    const { allLogits = false, temperatures = [] } = options;
     const slots = options.slots ?? Array.from(this.positions.keys());
     const batch = slots.length;
     const rows = tokens.length;
@@ -76,10 +87,10 @@ export class Decoder implements Disposable {
     this.#buffer("slots", [batch], "int32").upload(Int32Array.from(slots));
     this.#buffer("tokens", [rows], "int32").upload(tokens);
     let logits: Float32Array;
-    if (length === 1 && batch <= this.#logitRows) logits = this.#download(this.#step(batch));
+    if (length === 1 && batch <= this.#logitRows) logits = this.#download(this.#step(batch), temperatures);
     else {
       const features = this.#features(batch, rows);
-      logits = this.#project(options.allLogits ? features : this.#lastRows(features, batch));
+      logits = this.#project(allLogits ? features : this.#lastRows(features, batch), temperatures);
     }
     for (const slot of slots) this.positions[slot]! += length;
     return logits;
@@ -214,14 +225,15 @@ export class Decoder implements Disposable {
     return Math.max(1, Math.floor(LOGIT_ELEMENTS / this.model.headParameter.weight.rows));
   }
 
-  #project(features: Tensor): Float32Array {
+  #project(features: Tensor, temperatures: readonly number[]): Float32Array {
     const { rows } = features;
     const columns = this.model.headParameter.weight.rows;
     const result = new Float32Array(new ArrayBuffer(rows * columns * 4));
     for (let first = 0; first < rows; first += this.#logitRows) {
       const count = Math.min(this.#logitRows, rows - first);
       const logits = this.#logits(features.slice(first, count));
-      this.#download(logits, result.subarray(first * columns, (first + count) * columns));
+      const place = result.subarray(first * columns, (first + count) * columns);
+      this.#download(logits, temperatures.slice(first, first + count), place);
     }
     return result;
   }
@@ -234,11 +246,29 @@ export class Decoder implements Disposable {
     return logits;
   }
 
-  #download(logits: Tensor, result = new Float32Array(new ArrayBuffer(4 * logits.count))): Float32Array {
+  #download(
+    logits: Tensor,
+    temperatures: readonly number[],
+    result = new Float32Array(new ArrayBuffer(4 * logits.count)),
+  ): Float32Array {
+    this.#weigh(logits, temperatures);
     logits.download(result);
     const cap = this.model.config.logitSoftCap;
     if (cap > 0) for (let i = 0; i < result.length; i++) result[i] = cap * Math.tanh(result[i]! / cap);
     return result;
+  }
+
+  /** Softmax of the rows that have a temperature. */
+  #weigh(logits: Tensor, temperatures: readonly number[]): void {
+    if (!temperatures.some((temperature) => temperature > 0)) return;
+    const factors = this.#buffer("factors", [logits.rows], "float32");
+    factors.upload(Float32Array.from(temperatures, (temperature) => 1 / temperature));
+    temperatures.forEach((temperature, i) => {
+      if (temperature === 0) return;
+      const row = logits.slice(i, 1);
+      if (temperature !== 1) scale(row, factors.view([1], i));
+      softmax(row, row, 1, row.count, 1);
+    });
   }
 
   /** The buffer of that name, grown if it is too small. */

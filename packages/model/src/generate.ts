@@ -4,11 +4,14 @@
  */
 import { Decoder } from "./decoder.ts";
 import { Random } from "./random.ts";
-import { type SamplingOptions, checkSampling, sampleToken } from "./sampling.ts";
+import { type SamplingOptions, checkSampling, drawToken, sampleToken } from "./sampling.ts";
 import type { TransformerLM } from "./transformer.ts";
 
 /** Most tokens of a prompt read in one go, so that one long prompt does not hold up the other sequences for long. */
 const CHUNK = 256;
+
+/** Logits divided by less might leave float32. */
+const LEAST_TEMPERATURE = 1e-3;
 
 export interface GenerateOptions extends SamplingOptions {
   /** Most tokens to generate. */
@@ -129,12 +132,14 @@ export class GenerationBatch implements Disposable {
     const drawn: { sequence: Sequence; token: number }[] = [];
     for (const [length, members] of groups) {
       const tokens = Int32Array.from(members.flatMap(({ unread }) => unread.slice(0, length)));
-      const logits = this.#decoder.forward(tokens, { slots: members.map(({ slot }) => slot) });
-      const { vocabSize } = this.model.config;
+      const { vocabSize, logitSoftCap } = this.model.config;
+      const temperatures = members.map(({ options }) => (logitSoftCap > 0 ? 0 : deviceTemperature(options)));
+      const rows = this.#decoder.forward(tokens, { slots: members.map(({ slot }) => slot), temperatures });
       members.forEach((member, i) => {
         member.unread.splice(0, length);
         if (member.unread.length > 0) return;
-        const token = this.#draw(member, logits.subarray(i * vocabSize, (i + 1) * vocabSize));
+        const row = rows.subarray(i * vocabSize, (i + 1) * vocabSize);
+        const token = this.#draw(member, row, temperatures[i]! > 0);
         if (token !== undefined) drawn.push({ sequence: member, token });
       });
     }
@@ -153,9 +158,11 @@ export class GenerationBatch implements Disposable {
     member.unread = member.tokens.slice(-Math.max(1, Math.floor(contextLength / 2)));
   }
 
-  #draw(member: Member, logits: Float32Array): number | undefined {
+  /** @param row the softmax, or else the logits, of a member's next token */
+  #draw(member: Member, row: Float32Array, isSoftmax: boolean): number | undefined {
     const { options, tokens } = member;
-    const token = sampleToken(logits, options, member.random.next(), tokens);
+    const u = member.random.next();
+    const token = isSoftmax ? drawToken(row, options, u) : sampleToken(row, options, u, tokens);
     if (options.stopTokens?.includes(token)) member.finish = "stop";
     else {
       tokens.push(token);
@@ -165,4 +172,9 @@ export class GenerationBatch implements Disposable {
     if (member.finish) this.remove(member);
     return member.finish === "stop" ? undefined : token;
   }
+}
+
+/** The temperature of a softmax on the device, which is faster, or 0 where the host needs logits. */
+function deviceTemperature({ temperature = 1, repetitionPenalty = 1 }: SamplingOptions): number {
+  return repetitionPenalty === 1 && temperature >= LEAST_TEMPERATURE ? temperature : 0;
 }

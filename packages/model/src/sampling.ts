@@ -48,14 +48,20 @@ export function sampleToken(
   for (let i = 1; i < scores.length; i++) if (scores[i]! > scores[best]!) best = i;
   if (temperature === 0) return best;
   // Plain loops: with `from` and `reduce` this would take as long as a small model's forward pass.
-  const weights = new Float64Array(scores.length);
+  const weights = new Float32Array(scores.length);
   for (let i = 0; i < weights.length; i++) weights[i] = Math.exp((scores[i]! - scores[best]!) / temperature);
+  return drawToken(weights, options, u);
+}
+
+/**
+ * Draws a token by weights [vocabSize] that stand for its probability; `u`, uniform in [0, 1), decides which.
+ * @param weights those of tokens that top-k, top-p and min-p leave out become 0
+ */
+export function drawToken(weights: Float32Array, options: SamplingOptions, u: number): number {
   keepLikely(weights, options);
-  let sum = 0;
-  for (let i = 0; i < weights.length; i++) sum += weights[i]!;
-  let rest = u * sum;
+  let rest = u * total(weights);
   // Rounding may leave a remainder: the last token that can be drawn takes it.
-  let last = best;
+  let last = 0;
   for (let i = 0; i < weights.length; i++) {
     if (weights[i] === 0) continue;
     rest -= weights[i]!;
@@ -65,6 +71,12 @@ export function sampleToken(
   return last;
 }
 
+function total(values: Float32Array): number {
+  let sum = 0;
+  for (let i = 0; i < values.length; i++) sum += values[i]!;
+  return sum;
+}
+
 function penalised(logits: Float32Array, penalty: number, seen: Iterable<number>): Float32Array {
   const scores = logits.slice();
   for (const token of new Set(seen)) scores[token]! *= scores[token]! > 0 ? 1 / penalty : penalty;
@@ -72,19 +84,21 @@ function penalised(logits: Float32Array, penalty: number, seen: Iterable<number>
 }
 
 /** Sets the weights of the tokens that are not to be drawn to 0; of equals the first are kept. */
-function keepLikely(weights: Float64Array, { topK = 0, topP = 1, minP = 0 }: SamplingOptions): void {
+function keepLikely(weights: Float32Array, { topK = 0, topP = 1, minP = 0 }: SamplingOptions): void {
   if (minP > 0) {
-    // The most likely token has weight 1.
-    for (let i = 0; i < weights.length; i++) if (weights[i]! < minP) weights[i] = 0;
+    let most = 0;
+    for (let i = 0; i < weights.length; i++) if (weights[i]! > most) most = weights[i]!;
+    for (let i = 0; i < weights.length; i++) if (weights[i]! < minP * most) weights[i] = 0;
   }
   if (topK === 0 && topP === 1) return;
-  const sorted = weights.slice().sort().reverse();
+  // All the tokens below this together have less than 1 − topP: the others alone reach topP, and are few as a rule.
+  const least = topK === 0 ? ((1 - topP) * total(weights)) / weights.length : 0;
+  const sorted = atLeast(weights, least).sort().reverse();
   let kept = topK === 0 ? sorted.length : Math.min(topK, sorted.length);
   if (topP < 1) {
-    let goal = 0;
-    for (let i = 0; i < kept; i++) goal += topP * sorted[i]!;
-    let [count, total] = [0, 0];
-    while (count < kept && total < goal) total += sorted[count++]!;
+    const goal = topP * total(topK === 0 ? weights : sorted.subarray(0, kept));
+    let [count, reached] = [0, 0];
+    while (count < kept && reached < goal) reached += sorted[count++]!;
     kept = Math.max(1, count);
   }
   const threshold = sorted[kept - 1]!;
@@ -93,4 +107,11 @@ function keepLikely(weights: Float64Array, { topK = 0, topP = 1, minP = 0 }: Sam
   for (let i = 0; i < weights.length; i++) {
     if (weights[i]! < threshold || (weights[i] === threshold && equals-- <= 0)) weights[i] = 0;
   }
+}
+
+function atLeast(values: Float32Array, least: number): Float32Array {
+  const found = new Float32Array(values.length);
+  let count = 0;
+  for (let i = 0; i < values.length; i++) if (values[i]! >= least) found[count++] = values[i]!;
+  return found.subarray(0, count);
 }
