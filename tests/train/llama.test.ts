@@ -316,6 +316,7 @@ describe("export and import", () => {
       damage(folder);
       const { code, stderr } = await place.run("import", "--from", folder, "--out", place.path("runs/none"));
       expect([i, code, stderr]).toEqual([i, 2, expect.stringContaining(message)]);
+      expect(stderr).toContain("\n  fix: ");
       expect(existsSync(place.path("runs/none"))).toBe(false);
     }
     expect(temporariesIn(place.folder)).toEqual([]);

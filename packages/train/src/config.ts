@@ -159,10 +159,11 @@ function readConfigFile(path: string): { settings: Record<string, unknown>; choi
   } catch (cause) {
     throw new UserError(`${path} is not valid JSON: ${(cause as Error).message}`, { fix: "mend the file", cause });
   }
-  if (!isRecord(content)) throw new UserError(`${path} must hold a JSON object, such as { "steps": 2000 }`);
+  if (!isRecord(content)) throw new UserError(`${path} holds no JSON object`, { fix: 'for example { "steps": 2000 }' });
   const { choices, ...settings } = content;
   const parsed = choicesSchema.safeParse(choices ?? []);
-  if (!parsed.success) throw new UserError(`"choices" in ${path} is not a list of { path, value, reason }`);
+  if (!parsed.success)
+    throw new UserError(`"choices" in ${path} is not a list of { path, value, reason }`, { fix: "take it away" });
   return { settings, choices: parsed.data };
 }
 

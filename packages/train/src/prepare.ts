@@ -229,7 +229,11 @@ function readRange(path: string, begin: number, end: number): Buffer {
   try {
     for (let done = 0; done < buffer.length;) {
       const got = readSync(file, buffer, done, buffer.length - done, begin + done);
-      if (got === 0) throw new UserError(`${path} became shorter while it was read`, { exitCode: 1 });
+      if (got === 0)
+        throw new UserError(`${path} became shorter while it was read`, {
+          fix: "repeat the command when nothing writes to it any more",
+          exitCode: 1,
+        });
       done += got;
     }
   } finally {

@@ -221,7 +221,9 @@ export function checkKeys(schema: z.ZodObject, object: Record<string, unknown>, 
       throw unknownName(placeOf(path, origin), path, fields);
     }
     if (!isRecord(value)) {
-      throw new UserError(`${placeOf(path, origin)} is ${showValue(value)}; it must be an object`);
+      throw new UserError(`${placeOf(path, origin)} is ${showValue(value)}; it must be an object`, {
+        fix: "give its settings by name, as a run's config.json does",
+      });
     }
   }
 }

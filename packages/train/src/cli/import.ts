@@ -57,7 +57,9 @@ await runCommand((argv) => {
   const tokenizerPath = otherTokenizer ?? join(from, "tokenizer.json");
   const tokenizer = readHuggingFaceTokenizer(readText(tokenizerPath), tokenizerPath);
   if (tokenizer.vocabSize > config.vocabSize) {
-    throw new UserError(`${tokenizerPath} has ${tokenizer.vocabSize} ids, the model knows ${config.vocabSize}`);
+    throw new UserError(`${tokenizerPath} has ${tokenizer.vocabSize} ids, the model knows ${config.vocabSize}`, {
+      fix: "give the tokenizer that belongs to the checkpoint",
+    });
   }
   const contextLength = asked === "auto" ? Math.min(config.contextLength, CONTEXT) : asked;
   const resolved = importedConfig(target, { ...config, contextLength });

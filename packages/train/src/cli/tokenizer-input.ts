@@ -97,7 +97,8 @@ export async function print(chunk: string | Uint8Array): Promise<void> {
 /** Work that Ctrl-C or SIGTERM ends in an orderly way: what it was writing is removed. */
 export async function interruptible<T>(work: (signal: AbortSignal) => Promise<T>): Promise<T> {
   const stop = new AbortController();
-  const onSignal = () => stop.abort(new UserError("interrupted; nothing was written", { exitCode: 1 }));
+  const onSignal = () =>
+    stop.abort(new UserError("interrupted; nothing was written", { fix: "repeat the command", exitCode: 1 }));
   process.on("SIGINT", onSignal).on("SIGTERM", onSignal);
   try {
     return await work(stop.signal);

@@ -80,6 +80,8 @@ function ropeScalingOf(config: ResolvedModelConfig): Record<string, unknown> | n
   };
 }
 
+const FETCH = "fetch the config.json that belongs to the weights";
+
 const size = () => z.int().min(1);
 
 const ropeSchema = z.looseObject({
@@ -128,9 +130,10 @@ export function fromHuggingFaceConfig(content: unknown, label: string): Resolved
     });
   }
   const parsed = configSchema.safeParse(content);
-  if (!parsed.success) throw new UserError(`${label} is not valid: ${z.prettifyError(parsed.error)}`);
+  if (!parsed.success) throw new UserError(`${label} is not valid: ${z.prettifyError(parsed.error)}`, { fix: FETCH });
   const given = parsed.data;
-  const refuse = (what: string) => new UserError(`${label} has ${what}, which is not supported`);
+  const refuse = (what: string) =>
+    new UserError(`${label} has ${what}, which is not supported`, { fix: "import a Llama checkpoint without it" });
   if (given.hidden_act !== "silu") throw refuse(`hidden_act ${JSON.stringify(given.hidden_act)}`);
   if (given.attention_bias) throw refuse("attention_bias");
   if (given.mlp_bias) throw refuse("mlp_bias");
@@ -163,6 +166,6 @@ export function fromHuggingFaceConfig(content: unknown, label: string): Resolved
     });
   } catch (error) {
     if (!(error instanceof RangeError)) throw error;
-    throw new UserError(`${label} does not describe a model that we can build: ${error.message}`);
+    throw new UserError(`${label} does not describe a model that we can build: ${error.message}`, { fix: FETCH });
   }
 }

@@ -7,6 +7,8 @@ import { UserError } from "../errors.ts";
 import { fromHuggingFaceConfig } from "./config.ts";
 import { type LlamaTensor, llamaTensors, toNeighbours } from "./weights.ts";
 
+const FETCH = "fetch the whole checkpoint again";
+
 /** @throws UserError naming the file that is missing */
 export function readText(path: string): string {
   if (!existsSync(path)) {
@@ -78,14 +80,15 @@ export class LlamaWeights implements Disposable {
     }
     const sharded = existsSync(index) ? z.looseObject({ weight_map: z.record(z.string(), z.string()) }) : undefined;
     const parsed = sharded?.safeParse(readJson(index));
-    if (parsed && !parsed.success) throw new UserError(`${index} is not valid: ${z.prettifyError(parsed.error)}`);
+    if (parsed && !parsed.success)
+      throw new UserError(`${index} is not valid: ${z.prettifyError(parsed.error)}`, { fix: FETCH });
     const names = parsed ? [...new Set(Object.values(parsed.data.weight_map))] : ["model.safetensors"];
     for (const name of names) {
       // An index could name any file of this machine.
       if (name.includes("/") || name.includes("\\"))
-        throw new UserError(`${index} names ${name}, not a file beside it`);
+        throw new UserError(`${index} names ${name}, not a file beside it`, { fix: FETCH });
       const path = join(this.directory, name);
-      if (!existsSync(path)) throw new UserError(`${index} names ${path}, which is not there`, { fix: "fetch it" });
+      if (!existsSync(path)) throw new UserError(`${index} names ${path}, which is not there`, { fix: FETCH });
       const file = new SafetensorsFile(path);
       this.#files.set(name, file);
       for (const tensor of file.tensors.keys()) this.#places.set(tensor, name);
@@ -98,19 +101,24 @@ export class LlamaWeights implements Disposable {
     for (const { huggingFace: name, shape } of expected.values()) {
       const place = this.#places.get(name);
       const info = place === undefined ? undefined : this.#files.get(place)!.tensors.get(name);
-      if (info === undefined) throw new UserError(`${this.directory} has no tensor ${name}`);
+      if (info === undefined) throw new UserError(`${this.directory} has no tensor ${name}`, { fix: FETCH });
       if (info.shape.join() !== shape.join()) {
         const [is, should] = [info.shape, shape].map((each) => `[${each.join(", ")}]`);
-        throw new UserError(`tensor ${name} is ${is} in ${place}, its config says ${should}`);
+        throw new UserError(`tensor ${name} is ${is} in ${place}, its config says ${should}`, { fix: FETCH });
       }
       if (!["F32", "BF16", "F16", "F64"].includes(info.dtype)) {
-        throw new UserError(`tensor ${name} is ${info.dtype} in ${place}: weights must be F32, BF16, F16 or F64`);
+        throw new UserError(`tensor ${name} is ${info.dtype} in ${place}: weights must be F32, BF16, F16 or F64`, {
+          fix: "load the model with transformers in one of these types and save it again",
+        });
       }
     }
     for (const name of this.#places.keys()) {
       // A tied head may be stored once more, and old checkpoints keep the rotary frequencies.
       const isKnown = expected.has(name) || name === "lm_head.weight" || name.endsWith(".rotary_emb.inv_freq");
-      if (!isKnown) throw new UserError(`tensor ${name} is no part of a Llama model that we know`);
+      if (!isKnown)
+        throw new UserError(`tensor ${name} is no part of a Llama model that we know`, {
+          fix: "merge adapters into the weights, and leave out heads for other tasks",
+        });
     }
   }
 }
