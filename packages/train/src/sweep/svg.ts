@@ -4,7 +4,9 @@ import { escapeHtml } from "../dashboard/page.ts";
 import { formatCount } from "../terminal/format.ts";
 
 const [WIDTH, HEIGHT] = [760, 380];
-const MARGIN = { left: 52, right: 160, top: 34, bottom: 40 };
+const MARGIN = { left: 52, top: 34, bottom: 40 };
+/** Of a character, on the generous side. */
+const CHARACTER_WIDTH = 7;
 const COLORS = ["#2563eb", "#dc2626", "#16a34a", "#9333ea", "#ea580c", "#0891b2", "#be185d", "#65a30d", "#a16207"];
 
 /** Validation losses over the tokens seen, of one run or more; training losses of runs that ended before a validation. */
@@ -18,7 +20,14 @@ export function curvesSvg(title: string, runs: { label: string; data: RunData }[
     const validation = pointsOf(columns.valLoss);
     const isValidated = validation.length > 0;
     const points = isValidated ? validation : pointsOf(columns.loss);
-    return { label, points, isValidated, color: COLORS[i % COLORS.length], dash: i < COLORS.length ? "none" : "6 3" };
+    const last = isValidated ? ` ${validation.at(-1)![1].toFixed(2)}` : "";
+    return {
+      label: label + last,
+      points,
+      isValidated,
+      color: COLORS[i % COLORS.length],
+      dash: i < COLORS.length ? "none" : "6 3",
+    };
   });
   const all = curves.flatMap(({ points }) => points);
   const xs = all.map(([x]) => x);
@@ -27,7 +36,8 @@ export function curvesSvg(title: string, runs: { label: string; data: RunData }[
   const [maxX, minY] = [Math.max(1, ...xs), ys[0] ?? 0];
   // One run that went astray must not squeeze the others into a line.
   const maxY = Math.max(minY + 0.1, ys[Math.floor(ys.length * 0.98)] ?? 1);
-  const [plotWidth, plotHeight] = [WIDTH - MARGIN.left - MARGIN.right, HEIGHT - MARGIN.top - MARGIN.bottom];
+  const legendWidth = 38 + CHARACTER_WIDTH * Math.max(0, ...curves.map(({ label }) => label.length));
+  const [plotWidth, plotHeight] = [WIDTH - MARGIN.left - legendWidth, HEIGHT - MARGIN.top - MARGIN.bottom];
   const x = (tokens: number) => MARGIN.left + (tokens / maxX) * plotWidth;
   const y = (loss: number) => MARGIN.top + Math.max(0, Math.min(1, (maxY - loss) / (maxY - minY))) * plotHeight;
   const line = (x1: number, y1: number, x2: number, y2: number) =>
@@ -45,18 +55,17 @@ export function curvesSvg(title: string, runs: { label: string; data: RunData }[
     parts.push(text(x(tick), HEIGHT - MARGIN.bottom + 18, "middle", formatCount(tick)));
   }
   parts.push(text(MARGIN.left + plotWidth / 2, HEIGHT - 6, "middle", "tokens"));
-  curves.forEach(({ label, points, isValidated, color, dash }, i) => {
+  curves.forEach(({ label, points, color, dash }, i) => {
     const path = points.map(([tokens, loss]) => `${x(tokens).toFixed(1)},${y(loss).toFixed(1)}`).join(" ");
     parts.push(
       `<polyline points="${path}" fill="none" stroke="${color}" stroke-width="2" stroke-dasharray="${dash}"/>`,
     );
     const top = MARGIN.top + 8 + i * 18;
-    const left = WIDTH - MARGIN.right + 14;
+    const left = WIDTH - legendWidth + 14;
     parts.push(
       `<line x1="${left}" y1="${top}" x2="${left + 18}" y2="${top}" stroke="${color}" stroke-width="3" stroke-dasharray="${dash}"/>`,
     );
-    const last = isValidated ? points.at(-1)?.[1] : undefined;
-    parts.push(text(left + 24, top + 4, "start", `${label}${last === undefined ? "" : ` ${last.toFixed(2)}`}`));
+    parts.push(text(left + 24, top + 4, "start", label));
   });
   return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${WIDTH} ${HEIGHT}" width="${WIDTH}" height="${HEIGHT}" font-family="system-ui, sans-serif" font-size="12" fill="#404040">
 <rect width="100%" height="100%" fill="#ffffff"/>
