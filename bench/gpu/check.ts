@@ -97,7 +97,8 @@ stage("the wrappers of PTX: build", 60, [nvcc!.command, ...flags, "kernels/tests
 stage("the wrappers of PTX", 20, [wrappers]);
 
 const suite = [bun, "test", "--timeout", "60000"];
-stage("conformance on the GPU", 150, [...suite, "tests/conformance"], { MANTOU_BACKENDS: "cuda" });
+const onGpu = ["tests/conformance", "tests/model/stepper.test.ts"];
+stage("conformance on the GPU", 150, [...suite, ...onGpu], { MANTOU_BACKENDS: "cuda" });
 const own = { MANTOU_BACKENDS: "cuda", MANTOU_MATMUL: "own" };
 stage("products by our own kernels", 60, [...suite, "tests/conformance/kernels/matmul.test.ts"], own);
 

@@ -85,6 +85,13 @@ GLOBAL void LAUNCH_BOUNDS(THREADS, 2) attend(Attention p, Order order) {
   for (int i = 0; i < DOWN; i++)
     for (int half = 0; half < 2; half++) maxima[i][half] = -INFINITY, totals[i][half] = 0;
 
+  // Narrow heads leave the registers to hold the queries, which saves a fifth of the loads from shared memory.
+  constexpr bool HOLDS_QUERIES = DIM <= 64;
+  [[maybe_unused]] uint32_t q_fragments[DOWN][HOLDS_QUERIES ? DIM / 16 : 1][4];
+  if constexpr (HOLDS_QUERIES) {
+    __syncthreads();
+    load_held(q_fragments, queries, warp_row);
+  }
   for (int block = last_block; block >= 0; block--) {
     const int key = block * KEYS;
     cp_async_wait<0>();
@@ -100,7 +107,8 @@ GLOBAL void LAUNCH_BOUNDS(THREADS, 2) attend(Attention p, Order order) {
       if (ahead + DOWN * 16 <= 0) break;
 
       float weights[DOWN][STRIP / 8][4] = {};
-      multiply_by_rows<DOWN, STRIP>(weights, queries, warp_row, keys(block), strip);
+      if constexpr (HOLDS_QUERIES) multiply_held<DOWN, STRIP>(weights, q_fragments, keys(block), strip);
+      else multiply_by_rows<DOWN, STRIP>(weights, queries, warp_row, keys(block), strip);
       if (ahead < STRIP - 1) {
 #pragma unroll
         for (int i = 0; i < DOWN; i++)

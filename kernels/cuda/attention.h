@@ -207,6 +207,33 @@ DEVICE void multiply_by_rows(float (&sum)[DOWN][COLUMNS / 8][4], TileA a, int ro
   }
 }
 
+// Rows [row, row + DOWN * 16) of a tile as fragments of a left operand, to be held in registers.
+template <int DOWN, int DEPTH, typename Tile>
+DEVICE void load_held(uint32_t (&a)[DOWN][DEPTH][4], Tile tile, int row) {
+#pragma unroll
+  for (int i = 0; i < DOWN; i++)
+#pragma unroll
+    for (int k = 0; k < DEPTH; k++) tile.load_down(a[i][k], row + i * 16, k * 16);
+}
+
+// sum += A B^T for such fragments A and COLUMNS rows of B from `column` on.
+template <int DOWN, int COLUMNS, int DEPTH, typename Tile>
+DEVICE void multiply_held(float (&sum)[DOWN][COLUMNS / 8][4], const uint32_t (&a)[DOWN][DEPTH][4], Tile b, int column) {
+#pragma unroll
+  for (int k = 0; k < DEPTH; k++) {
+#pragma unroll
+    for (int j = 0; j < COLUMNS / 8; j += 2) {
+      uint32_t right[4];
+      b.load_across(right, column + j * 8, k * 16);
+#pragma unroll
+      for (int i = 0; i < DOWN; i++) {
+        mma_bf16_16816(sum[i][j], a[i][k], right[0], right[1]);
+        mma_bf16_16816(sum[i][j + 1], a[i][k], right[2], right[3]);
+      }
+    }
+  }
+}
+
 // sum += A B for accumulator fragments A [DOWN * 16, DEPTH] and the rows [row, row + DEPTH) of B.
 template <int DOWN, int DEPTH, typename Tile>
 DEVICE void multiply_fragments(float (&sum)[DOWN][Tile::COLUMNS / 8][4], const float (&a)[DOWN][DEPTH / 8][4], Tile b,

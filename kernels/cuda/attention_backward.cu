@@ -16,17 +16,18 @@
 namespace mantou {
 namespace {
 
-// Rows held by a block, and rows of the tiles that pass by.
+// Rows held by a block.
 constexpr int HELD = 128;
-constexpr int PASSING = 64;
 
-// A warp holds DOWN fragments of 16 rows: two share what is loaded for the other operand, but with wide heads their sums
+// PASSING rows at a time pass by: with wide heads 32, so that all fit the 99 KB that a block has on GPUs of compute
+// capability 8.6, 8.9 and 12. A warp holds DOWN fragments of 16 rows: two share what is loaded for the other operand, but with wide heads their sums
 // do not fit the registers. Scores are computed STRIP columns at a time.
 template <int DIM>
 struct Plan {
   static constexpr int DOWN = DIM > 64 ? 1 : 2;
   static constexpr int THREADS = HELD / (DOWN * 16) * 32;
   static constexpr int STRIP = 32;
+  static constexpr int PASSING = DIM > 64 ? 32 : 64;
   static constexpr int SHARED_BYTES = (2 * HELD + 4 * PASSING) * DIM * 2;
   using Held = TensorTile<HELD, DIM>;
   using Passing = TensorTile<PASSING, DIM>;
@@ -41,7 +42,7 @@ struct Tiles {
   int lane;
   DEVICE typename Plan<DIM>::Held held(int which) const { return {memory + which * HELD * DIM, lane}; }
   DEVICE typename Plan<DIM>::Passing passing(int which, int step) const {
-    return {memory + (2 * HELD + (which * 2 + (step & 1)) * PASSING) * DIM, lane};
+    return {memory + (2 * HELD + (which * 2 + (step & 1)) * Plan<DIM>::PASSING) * DIM, lane};
   }
 };
 
@@ -49,7 +50,7 @@ struct Tiles {
 template <int DIM>
 GLOBAL void LAUNCH_BOUNDS(Plan<DIM>::THREADS, 1) differentiate_queries(AttentionBackward p, Order order) {
   using P = Plan<DIM>;
-  constexpr int DOWN = P::DOWN, STRIP = P::STRIP;
+  constexpr int DOWN = P::DOWN, STRIP = P::STRIP, PASSING = P::PASSING;
   SHARED_DYNAMIC(memory);
   SHARED_ARRAY(float, deltas, [HELD]);
   Tiles<DIM> tiles = {reinterpret_cast<bf16*>(memory), lane_of_thread()};
@@ -100,6 +101,12 @@ GLOBAL void LAUNCH_BOUNDS(Plan<DIM>::THREADS, 1) differentiate_queries(Attention
     }
   }
 
+  // With heads of 64 there are registers for one of the two.
+  constexpr bool HOLDS_BOTH = DIM != 64;
+  uint32_t q_fragments[DOWN][DIM / 16][4];
+  [[maybe_unused]] uint32_t doutput_fragments[DOWN][DIM / 16][4];
+  load_held(q_fragments, tiles.held(0), warp_row);
+  if constexpr (HOLDS_BOTH) load_held(doutput_fragments, tiles.held(1), warp_row);
   float sums[DOWN][DIM / 8][4] = {};
   for (int block = last_block; block >= 0; block--) {
     const int key = block * PASSING;
@@ -115,8 +122,11 @@ GLOBAL void LAUNCH_BOUNDS(Plan<DIM>::THREADS, 1) differentiate_queries(Attention
       if (ahead + DOWN * 16 <= 0) break;
       forget(tiles.lane);  // no registers are left to keep addresses in from strip to strip
       float weights[DOWN][STRIP / 8][4] = {}, dweights[DOWN][STRIP / 8][4] = {};
-      multiply_by_rows<DOWN, STRIP>(weights, tiles.held(0), warp_row, tiles.passing(0, block), strip);
-      multiply_by_rows<DOWN, STRIP>(dweights, tiles.held(1), warp_row, tiles.passing(1, block), strip);
+      multiply_held<DOWN, STRIP>(weights, q_fragments, tiles.passing(0, block), strip);
+      if constexpr (HOLDS_BOTH)
+        multiply_held<DOWN, STRIP>(dweights, doutput_fragments, tiles.passing(1, block), strip);
+      else
+        multiply_by_rows<DOWN, STRIP>(dweights, tiles.held(1), warp_row, tiles.passing(1, block), strip);
 #pragma unroll
       for (int i = 0; i < DOWN; i++) {
 #pragma unroll
@@ -144,7 +154,7 @@ GLOBAL void LAUNCH_BOUNDS(Plan<DIM>::THREADS, 1) differentiate_queries(Attention
 template <int DIM>
 GLOBAL void LAUNCH_BOUNDS(Plan<DIM>::THREADS, 1) differentiate_keys(AttentionBackward p, Order order) {
   using P = Plan<DIM>;
-  constexpr int DOWN = P::DOWN, STRIP = P::STRIP;
+  constexpr int DOWN = P::DOWN, STRIP = P::STRIP, PASSING = P::PASSING;
   SHARED_DYNAMIC(memory);
   SHARED_ARRAY(float, lses, [2][PASSING]);
   SHARED_ARRAY(float, deltas, [2][PASSING]);

@@ -39,21 +39,6 @@ struct Tiles {
   }
 };
 
-// sum += A B^T for 16 rows of A in registers and STRIP rows of B from `row` on.
-template <int DEPTH, typename Tile>
-DEVICE void multiply_held(float (&sum)[1][STRIP / 8][4], const uint32_t (&a)[DEPTH][4], Tile b, int row) {
-#pragma unroll
-  for (int k = 0; k < DEPTH; k++) {
-#pragma unroll
-    for (int j = 0; j < STRIP / 8; j += 2) {
-      uint32_t right[4];
-      b.load_across(right, row + j * 8, k * 16);
-      mma_bf16_16816(sum[0][j], a[k], right[0], right[1]);
-      mma_bf16_16816(sum[0][j + 1], a[k], right[2], right[3]);
-    }
-  }
-}
-
 template <int DIM>
 GLOBAL void LAUNCH_BOUNDS(THREADS, 1) differentiate_head(AttentionBackward p) {
   using P = Plan<DIM>;
@@ -108,19 +93,16 @@ GLOBAL void LAUNCH_BOUNDS(THREADS, 1) differentiate_head(AttentionBackward p) {
     __syncthreads();
     if (turn + 1 < turns) fetch(turn + 1);
 
-    uint32_t key_fragments[DIM / 16][4], value_fragments[DIM / 16][4];
-#pragma unroll
-    for (int k = 0; k < DIM / 16; k++) {
-      tile(KEYS).load_down(key_fragments[k], first_key, k * 16);
-      tile(VALUES).load_down(value_fragments[k], first_key, k * 16);
-    }
+    uint32_t key_fragments[1][DIM / 16][4], value_fragments[1][DIM / 16][4];
+    load_held(key_fragments, tile(KEYS), first_key);
+    load_held(value_fragments, tile(VALUES), first_key);
     for (int step = 0; step * STRIP < p.length; step++) {
       const int query = step * STRIP;
       forget(tiles.lane);  // no registers are left to keep addresses in from step to step
       if (first_key < query + STRIP) {
         float weights[1][STRIP / 8][4] = {}, dweights[1][STRIP / 8][4] = {};
-        multiply_held(weights, key_fragments, tile(QUERIES), query);
-        multiply_held(dweights, value_fragments, tile(DOUTPUTS), query);
+        multiply_held<1, STRIP>(weights, key_fragments, tile(QUERIES), query);
+        multiply_held<1, STRIP>(dweights, value_fragments, tile(DOUTPUTS), query);
 #pragma unroll
         for (int j = 0; j < STRIP / 8; j++) {
           const int column = query + j * 8 + lane % 4 * 2;

@@ -64,7 +64,6 @@ static int32_t fill_in(mantou_context* context, int32_t device) {
   CHECK_CUDA(cudaHostAlloc(&fault, sizeof(Fault), cudaHostAllocMapped | cudaHostAllocPortable));
   context->fault = static_cast<Fault*>(fault);
   *context->fault = {};
-  CHECK_CUDA(cudaMemsetAsync(fault, 0, sizeof(Fault), context->stream));
   return MANTOU_OK;
 }
 

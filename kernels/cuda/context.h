@@ -177,8 +177,13 @@ template <typename T>
 constexpr int LANES = 16 / static_cast<int>(sizeof(T));
 
 template <int N, typename T>
+DEVICE const Pack<T, N>& pack_at(const T* from) {
+  return *reinterpret_cast<const Pack<T, N>*>(from);
+}
+
+template <int N, typename T>
 DEVICE void load(float (&values)[N], const T* from) {
-  const Pack<T, N> pack = *reinterpret_cast<const Pack<T, N>*>(from);
+  const Pack<T, N> pack = pack_at<N>(from);
 #pragma unroll
   for (int i = 0; i < N; i++) values[i] = to_float(pack.values[i]);
 }

@@ -99,8 +99,10 @@ GLOBAL void LAUNCH_BOUNDS(THREADS)
 GLOBAL void LAUNCH_BOUNDS(THREADS) arrange(int64_t chunks, int64_t vocab_size, Sorting sorting) {
   const int64_t token = thread_index();
   int32_t size = 0;
-  if (token < vocab_size)
+  if (token < vocab_size) {
+#pragma unroll 16
     for (int64_t chunk = 0; chunk < chunks; chunk++) size += sorting.counts[chunk * vocab_size + token];
+  }
   // A warp takes places for its tokens together.
   int32_t before = size;  // rows of this token and of those of the lanes below
 #pragma unroll
@@ -121,20 +123,29 @@ GLOBAL void LAUNCH_BOUNDS(THREADS) arrange(int64_t chunks, int64_t vocab_size, S
   sorting.present[first_present + __popc(occur & ((1u << lane_of_thread()) - 1u))] = static_cast<int32_t>(token);
   sorting.starts[token] = place;
   sorting.sizes[token] = size;
-  for (int64_t chunk = 0; chunk < chunks; chunk++) {
-    int32_t* const next = &sorting.counts[chunk * vocab_size + token];
-    const int32_t own = *next;
-    *next = place;
-    place += own;
+  // Many loads before the first store, which the next load might depend on for all that the compiler knows.
+  constexpr int AT_ONCE = 16;
+  for (int64_t first = 0; first < chunks; first += AT_ONCE) {
+    int32_t own[AT_ONCE];
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i++) own[i] = first + i < chunks ? sorting.counts[(first + i) * vocab_size + token] : 0;
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i++) {
+      if (first + i < chunks) sorting.counts[(first + i) * vocab_size + token] = place;
+      place += own[i];
+    }
   }
 }
 
 GLOBAL void LAUNCH_BOUNDS(WARP) place(int64_t rows, int64_t vocab_size, const int32_t* tokens, Sorting sorting) {
   const int64_t begin = int64_t{blockIdx.x} * CHUNK, end = rows - begin < CHUNK ? rows : begin + CHUNK;
   int32_t* const next = sorting.counts + int64_t{blockIdx.x} * vocab_size;
+  const auto token_at = [&](int64_t row) { return row < end ? tokens[row] : -1; };
+  int32_t coming = token_at(begin + lane_of_thread());
   for (int64_t base = begin; base < end; base += WARP) {
     const int64_t row = base + lane_of_thread();
-    const int32_t token = row < end ? tokens[row] : -1;
+    const int32_t token = coming;
+    coming = token_at(row + WARP);
     const bool valid = token >= 0 && token < vocab_size;
     const unsigned same = __match_any_sync(ALL_LANES, token);
     const int32_t lower = __popc(same & ((1u << lane_of_thread()) - 1u));

@@ -8,12 +8,12 @@ using namespace mantou;
 
 // ---- faults ------------------------------------------------------------------------------------------------------
 
-// Turns what a kernel found into this call's error, once. The device must have finished.
+// Turns what a kernel found into this call's error, once. That kernel must have finished.
 static int32_t report(mantou_context* context) {
   const Fault fault = *context->fault;
   if (fault.kind == NO_FAULT) return MANTOU_OK;
-  CHECK_CUDA(cudaMemsetAsync(context->fault, 0, sizeof(Fault), context->stream));
-  CHECK_CUDA(cudaStreamSynchronize(context->stream));
+  CHECK_CUDA(cudaStreamSynchronize(context->stream));  // others may be at work, and find more
+  *context->fault = {};
   if (fault.kind == CACHE_FULL)
     return fail(MANTOU_INVALID_ARGUMENT, "mantou_attention_cached: tokens %d .. %lld do not fit the cache's capacity of %lld",
                 fault.value, fault.value + static_cast<long long>(fault.row), static_cast<long long>(fault.limit));

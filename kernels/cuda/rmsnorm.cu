@@ -18,8 +18,10 @@ namespace {
 constexpr int WARPS = 4;    // teams of one warp in a block
 constexpr int BLOCK = 256;  // threads of a team that is a block
 
+// A warp is given no row that is longer than what its threads keep.
 struct WarpTeam {
   static constexpr int SIZE = WARP, THREADS = WARPS * WARP;
+  static constexpr bool KEEPS_ALL = true;
   static int64_t blocks(int64_t teams) { return divide_up(teams, WARPS); }
   static DEVICE int64_t index() { return int64_t{blockIdx.x} * WARPS + warp_of_thread(); }
   static DEVICE int rank() { return lane_of_thread(); }
@@ -28,6 +30,7 @@ struct WarpTeam {
 
 struct BlockTeam {
   static constexpr int SIZE = BLOCK, THREADS = BLOCK;
+  static constexpr bool KEEPS_ALL = false;
   static int64_t blocks(int64_t teams) { return teams; }
   static DEVICE int64_t index() { return blockIdx.x; }
   static DEVICE int rank() { return static_cast<int>(threadIdx.x); }
@@ -38,6 +41,12 @@ struct BlockTeam {
 template <typename Team, int N>
 DEVICE int place_of(int j) {
   return (j * Team::SIZE + Team::rank()) * N;
+}
+
+// Where what the thread does not keep of its row begins.
+template <typename Team, int N, int SPAN>
+DEVICE int first_read_again(int dim) {
+  return Team::KEEPS_ALL ? dim : place_of<Team, N>(SPAN);
 }
 
 // ---- forward -----------------------------------------------------------------------------------------------------
@@ -76,7 +85,7 @@ GLOBAL void LAUNCH_BOUNDS(Team::THREADS) forward(int64_t rows, int dim, float ep
     for (int k = 0; k < N; k++) squares += kept[j][k] * kept[j][k];
   }
   const bool keeps = sum || residual;
-  for (int i = place_of<Team, N>(SPAN); i < dim; i += Team::SIZE * N) {
+  for (int i = first_read_again<Team, N, SPAN>(dim); i < dim; i += Team::SIZE * N) {
     float values[N];
     load_x(values, i);
     if (keeps) store(total + i, values);
@@ -96,7 +105,7 @@ GLOBAL void LAUNCH_BOUNDS(Team::THREADS) forward(int64_t rows, int dim, float ep
 #pragma unroll
   for (int j = 0; j < SPAN; j++)
     if (place_of<Team, N>(j) < dim) write_y(kept[j], place_of<Team, N>(j));
-  for (int i = place_of<Team, N>(SPAN); i < dim; i += Team::SIZE * N) {
+  for (int i = first_read_again<Team, N, SPAN>(dim); i < dim; i += Team::SIZE * N) {
     float values[N];
     load(values, (keeps ? total : x) + i);
     write_y(values, i);
@@ -146,18 +155,24 @@ int32_t mantou_rmsnorm_forward(mantou_context* context, int32_t dtype, int64_t r
 
 namespace {
 
-constexpr int64_t MOST_PARTS = 2048;
+// Blocks of warps that have to fit a multiprocessor: as many as have the registers.
+template <typename T, int SPAN, typename Team>
+constexpr int AT_ONCE = !Team::KEEPS_ALL || sizeof(T) > 2 ? 1 : SPAN > 2 ? 3 : 4;
 
-int64_t parts_of(int64_t rows) {
-  const int64_t parts = rows / 16;
-  return parts < 1 ? 1 : smaller(parts, MOST_PARTS);
+// In how many parts rows are cut at most: as many as an H100 with its 132 multiprocessors runs at once in bfloat16, where
+// rows of up to 512 are two packs a thread.
+int64_t parts_of(int64_t rows, int64_t dim) {
+  const int64_t parts = rows / 16, most = 132 * WARPS * (dim <= 512 ? 4 : 3);
+  return parts < 1 ? 1 : smaller(parts, most);
 }
 
-// `partial` float32 [parts, dim].
+// `partial` float32 [parts, dim]. A row is kept as it was loaded, and what is computed from it is computed twice: the
+// registers are better used for more rows on their way.
 template <typename T, int N, int SPAN, typename Team>
-GLOBAL void LAUNCH_BOUNDS(Team::THREADS, 1)
+GLOBAL void LAUNCH_BOUNDS(Team::THREADS, (AT_ONCE<T, SPAN, Team>))
     backward(int64_t rows_each, int64_t rows_over, int dim, int64_t parts, const T* doutput, const T* x, const T* gain,
              const float* rstd, const T* dresidual, T* dinput, float* partial) {
+  using Packs = Pack<T, N>;
   SHARED_ARRAY(float, scratch, [2][BLOCK / WARP]);
   const int64_t part = Team::index();
   if (part >= parts) return;
@@ -170,13 +185,14 @@ GLOBAL void LAUNCH_BOUNDS(Team::THREADS, 1)
   for (int64_t row = begin; row < end; row++) {
     const int64_t at = row * dim;
     const float scale = rstd[row];
-    float d[SPAN][N], values[SPAN][N];
+    Packs dys[SPAN], values[SPAN], residuals[SPAN];
 #pragma unroll
     for (int j = 0; j < SPAN; j++) {
       const int i = place_of<Team, N>(j);
       if (i >= dim) continue;
-      load(d[j], doutput + at + i);
-      load(values[j], x + at + i);
+      dys[j] = pack_at<N>(doutput + at + i);
+      values[j] = pack_at<N>(x + at + i);
+      if (dresidual) residuals[j] = pack_at<N>(dresidual + at + i);
     }
     float dot = 0.0f;
 #pragma unroll
@@ -187,12 +203,15 @@ GLOBAL void LAUNCH_BOUNDS(Team::THREADS, 1)
       load(g, gain + i);
 #pragma unroll
       for (int k = 0; k < N; k++) {
-        dgain[j][k] += d[j][k] * values[j][k] * scale;
-        d[j][k] *= g[k];
-        dot += d[j][k] * values[j][k];
+        const float dy = to_float(dys[j].values[k]), v = to_float(values[j].values[k]);
+        dgain[j][k] += dy * v * scale;
+        dot += dy * g[k] * v;
       }
+      forget(dys[j]);
+      forget(values[j]);
     }
-    for (int i = place_of<Team, N>(SPAN); i < dim; i += Team::SIZE * N) {
+#pragma unroll 1
+    for (int i = first_read_again<Team, N, SPAN>(dim); i < dim; i += Team::SIZE * N) {
       float dy[N], v[N], g[N], sums[N] = {};
       load(dy, doutput + at + i);
       load(v, x + at + i);
@@ -208,24 +227,23 @@ GLOBAL void LAUNCH_BOUNDS(Team::THREADS, 1)
     // Two places in turn: a thread may still read one while the next row's sum begins.
     const float slope = scale * scale * scale * (Team::sum(dot, scratch[row & 1]) / static_cast<float>(dim));
 
-    const auto write_dx = [&](const float (&dy_gain)[N], const float (&v)[N], int i) {
-      float dx[N], more[N] = {};
-      if (dresidual) load(more, dresidual + at + i);
+    const auto write_dx = [&](const Packs& dy, const Packs& v, const Packs& residual, int i) {
+      float g[N], dx[N];
+      load(g, gain + i);
 #pragma unroll
-      for (int k = 0; k < N; k++) dx[k] = dy_gain[k] * scale - v[k] * slope + more[k];
+      for (int k = 0; k < N; k++) {
+        dx[k] = to_float(dy.values[k]) * g[k] * scale - to_float(v.values[k]) * slope;
+        if (dresidual) dx[k] += to_float(residual.values[k]);
+      }
       store(dinput + at + i, dx);
     };
 #pragma unroll
     for (int j = 0; j < SPAN; j++)
-      if (place_of<Team, N>(j) < dim) write_dx(d[j], values[j], place_of<Team, N>(j));
-    for (int i = place_of<Team, N>(SPAN); i < dim; i += Team::SIZE * N) {
-      float dy[N], v[N], g[N];
-      load(dy, doutput + at + i);
-      load(v, x + at + i);
-      load(g, gain + i);
-#pragma unroll
-      for (int k = 0; k < N; k++) dy[k] *= g[k];
-      write_dx(dy, v, i);
+      if (place_of<Team, N>(j) < dim) write_dx(dys[j], values[j], residuals[j], place_of<Team, N>(j));
+#pragma unroll 1
+    for (int i = first_read_again<Team, N, SPAN>(dim); i < dim; i += Team::SIZE * N) {
+      const Packs residual = dresidual ? pack_at<N>(dresidual + at + i) : Packs{};
+      write_dx(pack_at<N>(doutput + at + i), pack_at<N>(x + at + i), residual, i);
     }
   }
 #pragma unroll
@@ -252,7 +270,7 @@ GLOBAL void LAUNCH_BOUNDS(WARP* WARP) add_parts(int64_t parts, int64_t dim, cons
 }  // namespace
 
 int64_t mantou_rmsnorm_backward_workspace(int64_t rows, int64_t dim) {
-  return parts_of(rows) * dim * static_cast<int64_t>(sizeof(float));
+  return parts_of(rows, dim) * dim * static_cast<int64_t>(sizeof(float));
 }
 
 int32_t mantou_rmsnorm_backward(mantou_context* context, int32_t dtype, int64_t rows, int64_t dim, const void* doutput,
@@ -266,7 +284,7 @@ int32_t mantou_rmsnorm_backward(mantou_context* context, int32_t dtype, int64_t 
   CHECK_NOT_NULL(doutput, x, gain, rstd, dinput, dgain, workspace);
   const char* const name = __func__;
   const bool vectors = in_vectors(dtype, dim, doutput, x, gain, dresidual, dinput, workspace);
-  const int64_t parts = parts_of(rows);
+  const int64_t parts = parts_of(rows, dim);
   float* const partial = static_cast<float*>(workspace);
   RETURN_IF_FAILED(with_type(dtype, [=](auto zero) {
     using T = decltype(zero);

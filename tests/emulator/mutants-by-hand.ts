@@ -63,16 +63,9 @@ export const BY_HAND: Record<string, [before: string, after: string, kind: strin
     ["(i == target ? gradient_scale : 0.0f)", "0.0f", "term dropped"],
     ["gradient(to_float(pack.values[k]), i * N + k)", "gradient(to_float(pack.values[k]), i * N)", "wrong address"],
     ["store(x + i * N, values)", "store(x + i, values)", "wrong stride"],
-    [
-      "for (int i = first + SPAN * THREADS; i < count; i += THREADS) raise",
-      "for (int i = first + SPAN * THREADS; i < 0; i += THREADS) raise",
-      "loop dropped",
-    ],
-    [
-      "for (int i = first + SPAN * THREADS; i < count; i += THREADS) add",
-      "for (int i = first + SPAN * THREADS; i < 0; i += THREADS) add",
-      "loop dropped",
-    ],
+    ["cp_async16(&kept[i], &packs[i]);", "cp_async16(&kept[i], &packs[first]);", "wrong address"],
+    ["KEPT ? kept[i] : packs[i]", "KEPT ? kept[first] : packs[i]", "wrong address"],
+    ["KEPT ? kept[i] : packs[i]", "KEPT ? kept[i] : packs[first]", "wrong address"],
     ["block_sum<THREADS>(sum, scratch[1])", "block_sum<THREADS>(sum, scratch[0])", "scratch used again too early"],
     ["if (threadIdx.x == 0) losses[row] = log_sum", "losses[row] = log_sum", "written by every thread"],
     ["capped(block_max<THREADS>(most, scratch[0]))", "block_max<THREADS>(most, scratch[0])", "cap missing"],
@@ -207,7 +200,7 @@ export const BY_HAND: Record<string, [before: string, after: string, kind: strin
   "attention_backward.cu": [
     ["<= ahead + i * 16 + e / 2 * 8", "< ahead + i * 16 + e / 2 * 8", "mask off by one"],
     [">= behind + i * 16 + e / 2 * 8", "> behind + i * 16 + e / 2 * 8", "mask off by one"],
-    ["(which * 2 + (step & 1)) * PASSING", "(which * 2) * PASSING", "buffer used too early"],
+    ["(which * 2 + (step & 1)) * Plan<DIM>::PASSING", "(which * 2) * Plan<DIM>::PASSING", "buffer used too early"],
     ["lses[step & 1][thread] = next_lse", "lses[0][thread] = next_lse", "wrong buffer"],
     ["(e % 2 ? delta.y : delta.x)", "delta.x", "wrong column"],
     ["scale_all(sums, p.scale);", "", "scale dropped"],
@@ -307,6 +300,18 @@ export const EQUIVALENT: { file: string; text: string; kind?: string; reason: st
     text: "if (lane_of_thread() == 0) scratch[warp_of_thread()] = x;",
     kind: "wrong lane",
     reason: "every lane holds the warp's sum",
+  },
+  {
+    file: "embedding.cu",
+    text: "first < chunks; first += AT_ONCE",
+    kind: "bound one too far",
+    reason: "one more round without chunks",
+  },
+  {
+    file: "embedding.cu",
+    text: "own[i] = first + i < chunks ? ",
+    kind: "bound one too near",
+    reason: "what the last chunk has moves no place behind it",
   },
   {
     file: "embedding.cu",

@@ -1,9 +1,9 @@
 /**
  * Queued training steps against steps that wait, bit for bit: on the CPU, which does everything at once, and on a device
- * that behaves as badly as a GPU may (see queueing.ts).
+ * that behaves as badly as a GPU may (see queueing.ts); on a GPU where there is one.
  */
 import { describe, expect, test } from "bun:test";
-import { AdamW, type Device, Muon, Stepper, TransformerLM, openDevice } from "@mantou/model";
+import { AdamW, type Device, Muon, Stepper, TransformerLM, findNvcc, hasGpu, openDevice } from "@mantou/model";
 import { goldenTrajectory } from "../support/golden.ts";
 import { randomInts } from "../support/ndarray.ts";
 import { queueing } from "../support/queueing.ts";
@@ -34,8 +34,8 @@ function setUp(device: Device, { precision, Optimizer }: Case) {
 type Trained = { results: { loss: number; gradNorm: number }[]; weights: Float32Array; validation: number };
 
 /** Waiting for each step, every operation called by itself. */
-function waiting(how: Case): Trained {
-  using device = openDevice("cpu", { threads: 1 });
+function waiting(how: Case, name: "cpu" | "cuda" = "cpu"): Trained {
+  using device = openDevice(name, { threads: 1 });
   device.capture = () => undefined;
   using trained = setUp(device, how);
   const { model, optimizer } = trained;
@@ -79,6 +79,11 @@ describe.each(cases)("queued steps in %s", (_, how) => {
   test("on the CPU", () => {
     using device = openDevice("cpu", { threads: 1 });
     expect(queued(device, how)).toEqual(expected);
+  });
+
+  test.skipIf(!hasGpu() || !findNvcc())("on a GPU, with captured work", () => {
+    using device = openDevice("cuda");
+    expect(queued(device, how)).toEqual(waiting(how, "cuda"));
   });
 
   for (const copies of ["late", "early"] as const) {
