@@ -101,12 +101,17 @@ const onGpu = ["tests/conformance", "tests/model/stepper.test.ts"];
 stage("conformance on the GPU", 150, [...suite, ...onGpu], { MANTOU_BACKENDS: "cuda" });
 const own = { MANTOU_BACKENDS: "cuda", MANTOU_MATMUL: "own" };
 stage("products by our own kernels", 60, [...suite, "tests/conformance/kernels/matmul.test.ts"], own);
+const [cli, runs] = ["packages/train/src/cli", join(parts, "runs")];
+const train = ["--device", "cuda", "--steps", "50", "--name", "check", "--runs-dir", runs];
+stage("a run from the command line", 60, [bun, `${cli}/train.ts`, ...train]);
+const generate = ["--device", "cuda", "--run", join(runs, "check"), "--prompt", "Once upon a time"];
+stage("text from that run", 30, [bun, `${cli}/generate.ts`, ...generate]);
 
 const kernels = [values.python, "bench/gpu/kernels.py", library];
 const seconds = 150;
 const kernelOptions = ["--out", join(parts, "kernels.json"), "--seconds", String(seconds)];
 stage("every operation against float64, and beside PyTorch", seconds + 10, [...kernels, ...kernelOptions]);
-const stepOptions = ["--python", values.python, "--out", join(parts, "steps.json"), "--seconds", "120"];
+const stepOptions = ["--python", values.python, "--out", join(parts, "steps.json"), "--seconds", "150"];
 stage("training steps beside PyTorch's", 280, [bun, "bench/gpu/step.ts", ...stepOptions]);
 
 if (Bun.which("compute-sanitizer")) {

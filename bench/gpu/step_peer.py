@@ -62,7 +62,8 @@ def main():
     o = parser.parse_args()
     torch.manual_seed(1)
     torch.set_float32_matmul_precision("high")
-    model = Model(o).to(o.device)
+    with torch.device(o.device):
+        model = Model(o)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     compiled = torch.compile(model)
     wait = torch.cuda.synchronize if o.device == "cuda" else lambda: None
