@@ -128,9 +128,9 @@ MANTOU_API int32_t mantou_wait_for_mark(mantou_context* context, int32_t mark);
 MANTOU_API int32_t mantou_capture_begin(mantou_context* context);
 MANTOU_API int32_t mantou_capture_end(mantou_context* context, mantou_graph** graph);
 
-/* Queues everything that was captured, in one go. `milliseconds`: host, null or one float for each captured call in its
- * order, which receives how long that took; MANTOU_UNSUPPORTED unless null where work is queued. */
-MANTOU_API int32_t mantou_graph_replay(mantou_context* context, mantou_graph* graph, float* milliseconds);
+/* Queues everything that was captured, in one go. `milliseconds`: host, null or one float64 for each captured call in its
+ * order, to which is added how long that took; MANTOU_UNSUPPORTED unless null where work is queued. */
+MANTOU_API int32_t mantou_graph_replay(mantou_context* context, mantou_graph* graph, double* milliseconds);
 MANTOU_API int32_t mantou_graph_destroy(mantou_context* context, mantou_graph* graph);
 
 /* ---- token files (host) ----------------------------------------------------------------------------------------- */

@@ -20,7 +20,7 @@ int32_t mantou_capture_end(mantou_context* context, mantou_graph** graph) {
   return MANTOU_OK;
 }
 
-int32_t mantou_graph_replay(mantou_context* context, mantou_graph* graph, float* milliseconds) {
+int32_t mantou_graph_replay(mantou_context* context, mantou_graph* graph, double* milliseconds) {
   CHECK_NOT_NULL(context);
   CHECK_NOT_NULL(graph);
   CHECK_NOT_CAPTURED(context);
@@ -28,7 +28,7 @@ int32_t mantou_graph_replay(mantou_context* context, mantou_graph* graph, float*
   for (const auto& operation : graph->operations) {
     const Clock::time_point start = milliseconds ? Clock::now() : Clock::time_point();
     RETURN_IF_FAILED(operation());
-    if (milliseconds) *milliseconds++ = std::chrono::duration<float, std::milli>(Clock::now() - start).count();
+    if (milliseconds) *milliseconds++ += std::chrono::duration<double, std::milli>(Clock::now() - start).count();
   }
   return MANTOU_OK;
 }

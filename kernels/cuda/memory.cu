@@ -194,7 +194,7 @@ int32_t mantou_capture_end(mantou_context* context, mantou_graph** graph) {
   return MANTOU_OK;
 }
 
-int32_t mantou_graph_replay(mantou_context* context, mantou_graph* graph, float* milliseconds) {
+int32_t mantou_graph_replay(mantou_context* context, mantou_graph* graph, double* milliseconds) {
   CHECK_NOT_NULL(context);
   CHECK_NOT_NULL(graph);
   if (milliseconds) return fail(MANTOU_UNSUPPORTED, "%s: a GPU does not time what is captured", __func__);
@@ -228,7 +228,7 @@ int32_t mantou_capture_end(mantou_context* context, mantou_graph** graph) {
   return no_graphs(__func__);
 }
 
-int32_t mantou_graph_replay(mantou_context* context, mantou_graph*, float*) {
+int32_t mantou_graph_replay(mantou_context* context, mantou_graph*, double*) {
   CHECK_NOT_NULL(context);
   return no_graphs(__func__);
 }

@@ -130,11 +130,8 @@ export class Device implements Disposable {
 
   /** Runs what was captured, on the same memory. */
   replay(graph: Graph): void {
-    const { profile } = this;
-    const calls = this.#captured.get(graph)!;
-    const times = profile ? new Float32Array(new ArrayBuffer(4 * calls.length)) : null;
+    const times = this.profile?.recordReplay(this.#captured.get(graph)!) ?? null;
     this.#native.call("mantou_graph_replay", graph, times);
-    if (times) profile!.recordReplay(calls, times);
   }
 
   /** Maps a file read-only. @throws NativeError naming the path */
