@@ -20,8 +20,8 @@ namespace {
 constexpr int HELD = 128;
 
 // PASSING rows at a time pass by: with wide heads 32, so that all fit the 99 KB that a block has on GPUs of compute
-// capability 8.6, 8.9 and 12. A warp holds DOWN fragments of 16 rows: two share what is loaded for the other operand, but with wide heads their sums
-// do not fit the registers. Scores are computed STRIP columns at a time.
+// capability 8.6, 8.9 and 12. A warp holds DOWN fragments of 16 rows: two share what is loaded for the other operand, but
+// with wide heads their sums do not fit the registers. Scores are computed STRIP columns at a time.
 template <int DIM>
 struct Plan {
   static constexpr int DOWN = DIM > 64 ? 1 : 2;
