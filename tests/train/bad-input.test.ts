@@ -260,6 +260,14 @@ describe("a run directory that exists", () => {
     expect(contents(place.path("runs/photos"))).toEqual({ "holiday.jpg": "a beach" });
   });
 
+  test("left by a process that was killed before it had written anything: as if it were not there", async () => {
+    mkdirSync(place.path("runs/killed/checkpoints"), { recursive: true });
+    place.file("runs/killed/config.json.tmp-999999", "{");
+    await place.succeed("train", ...smallFlags, "--data", data, "--name", "killed");
+    expect(newestStep(place.path("runs/killed"))).toBe(12);
+    expect(readdirSync(place.path("runs/killed"))).not.toContain("config.json.tmp-999999");
+  });
+
   test("an automatic name takes the next number and says so", async () => {
     const short = [...smallFlags, "--data", data, "--steps", "2"];
     await place.succeed("train", ...short);

@@ -10,7 +10,7 @@
  *   report.html      curves and samples for a browser, written at the end
  *   skipped.json     the steps that were passed over after the run diverged, if there are any
  */
-import { existsSync, mkdirSync, readFileSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, readdirSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { type Device, type ModelConfig, TransformerLM, writeAtomically } from "@mantou/model";
 import type { Tokenizer } from "@mantou/tokenizer";
@@ -18,7 +18,7 @@ import { CheckpointError, checkpointStep, isWholeCheckpoint } from "./checkpoint
 import { listCheckpoints, loadNewest, loadWeights } from "./checkpoint.ts";
 import { type ResolvedConfig, type SettledConfig, choose, configJson, loadRunConfig } from "./config.ts";
 import { UserError } from "./errors.ts";
-import { removeTemporaries } from "./temporaries.ts";
+import { isTemporary, removeTemporaries } from "./temporaries.ts";
 import { readTokenizer } from "./tokenizer-file.ts";
 
 export class RunDirectory {
@@ -42,9 +42,12 @@ export class RunDirectory {
     this.tokenizer = join(path, "tokenizer.json");
   }
 
-  /** Whether something was begun here. */
+  /** Whether something was begun here: a process killed before it had written config.json leaves directories alone. */
   get exists(): boolean {
-    return existsSync(this.path);
+    if (!existsSync(this.path)) return false;
+    if (!statSync(this.path).isDirectory()) return true;
+    const entries = readdirSync(this.path, { recursive: true, withFileTypes: true });
+    return entries.some((entry) => !entry.isDirectory() && !isTemporary(entry.name));
   }
 
   /** Whether all `steps` are done: the newest checkpoint says so, and it is whole. */

@@ -5,11 +5,17 @@
 import { existsSync, readdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
 
+const TEMPORARY = /\.tmp-(\d+)$|\.(\d+)\.tmp$/;
+
+export function isTemporary(name: string): boolean {
+  return TEMPORARY.test(name);
+}
+
 /** Removes what processes that are gone left in a directory. */
 export function removeTemporaries(directory: string): void {
   if (!existsSync(directory)) return;
   for (const name of readdirSync(directory)) {
-    const match = /\.tmp-(\d+)$|\.(\d+)\.tmp$/.exec(name);
+    const match = TEMPORARY.exec(name);
     if (match && !isAlive(Number(match[1] ?? match[2]))) rmSync(join(directory, name), { force: true });
   }
 }

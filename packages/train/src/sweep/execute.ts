@@ -121,7 +121,9 @@ export async function executeSweep(
 /** A directory belongs to one sweep: runs that are there must be those of the file. */
 function claim(sweep: Sweep, directory: string): void {
   const path = join(directory, "sweep.json");
-  const text = `${JSON.stringify({ ...sweep, runs: sweep.runs.map(({ name, settings }) => ({ name, settings })) }, null, 2)}\n`;
+  const { path: _, ...about } = sweep;
+  const runs = sweep.runs.map(({ name, settings }) => ({ name, settings }));
+  const text = `${JSON.stringify({ ...about, runs }, null, 2)}\n`;
   if (existsSync(path) && readFileSync(path, "utf8") !== text) {
     throw new UserError(`${directory} holds another sweep, or this one with other settings`, {
       fix: 'give this one another "name", or take the directory away',
