@@ -48,11 +48,14 @@ if (kind === "count") {
   const { createWriteStream, rmSync } = await import("node:fs");
   const out = `${process.env.TMPDIR ?? "/tmp"}/mantou-bench-${process.pid}.bin`;
   const file = createWriteStream(out);
-  const write = (ids: Int32Array) =>
+  const write = (ids: Uint16Array) =>
     new Promise<void>((resolve, reject) => {
-      file.write(new Uint8Array(new Uint16Array(ids).buffer), (error) => (error ? reject(error) : resolve()));
+      file.write(new Uint8Array(ids.buffer, ids.byteOffset, ids.byteLength), (error) =>
+        error ? reject(error) : resolve(),
+      );
     });
-  const time = await secondsOf(() => files.encodeFile(tokenizer, textPath, write, { workers: Number(detail) }));
+  const options = { ids: "uint16", workers: Number(detail) } as const;
+  const time = await secondsOf(() => files.encodeFile(tokenizer, textPath, write, options));
   file.end();
   rmSync(out, { force: true });
   result.rate = megabytes / time;

@@ -100,12 +100,12 @@ describe("cuts", () => {
 });
 
 describe("workers", () => {
-  // several parts of 4 MiB, and a file without any place to cut
+  // several parts of half a MiB, and a file without any place to cut
   const [long, flat] = [join(directory, "long.txt"), join(directory, "flat.txt")];
   const unit = Array.from({ length: 400 }, () => randomText(120)).join("");
-  const text = unit.repeat(Math.ceil(9_000_000 / new TextEncoder().encode(unit).length));
+  const text = unit.repeat(Math.ceil(3_000_000 / new TextEncoder().encode(unit).length));
   writeFileSync(long, text);
-  writeFileSync(flat, "word ".repeat(1_000_000));
+  writeFileSync(flat, "word ".repeat(300_000));
   const options = { vocabSize: 400, specialTokens: ["<|e|>"] };
 
   test("count, train and encode as one thread does", async () => {
@@ -115,7 +115,7 @@ describe("workers", () => {
       workers: 3,
       onProgress: (done, total) => seen.push(done / total),
     });
-    expect(toMap(counts)).toEqual(toMap(counted([text, "word ".repeat(1_000_000)])));
+    expect(toMap(counts)).toEqual(toMap(counted([text, "word ".repeat(300_000)])));
     expect(seen.length).toBeGreaterThan(3);
     expect(seen.at(-1)).toBe(1);
     const tokenizer = await trainFromFiles([long], { ...options, workers: 2 });
@@ -134,8 +134,23 @@ describe("workers", () => {
       const ids = await encode(workers);
       expect(ids.length).toBe(expected.length);
       expect(ids.every((id, i) => id === expected[i])).toBe(true);
+      const narrow: Uint16Array[] = [];
+      await encodeFile(tokenizer, long, (part) => void narrow.push(part), { ids: "uint16", workers });
+      expect(Buffer.concat(narrow.map((part) => new Uint8Array(part.buffer)))).toEqual(
+        Buffer.from(Uint16Array.from(expected).buffer),
+      );
     }
   }, 60_000);
+
+  test("ids that do not fit in 16 bits are refused before anything is read", async () => {
+    const { vocab, merges } = Tokenizer.train("", { vocabSize: 256 });
+    const large = new Tokenizer({ vocab: new Map([...vocab, [65_536, new TextEncoder().encode("<|e|>")]]), merges });
+    const missing = join(directory, "none.txt");
+    const use = () => undefined;
+    await expect(encodeFile(large, missing, use, { ids: "uint16" })).rejects.toThrow("65537 ids do not fit");
+    const ids = "float32" as "int32";
+    await expect(encodeFile(large, missing, use, { ids })).rejects.toThrow('ids is float32: it is "int32" or "uint16"');
+  });
 
   test("get the tokenizer as a clone of its tables", () => {
     const tokenizer = Tokenizer.train(unit, { ...options, pattern: "o200k" });
@@ -157,7 +172,7 @@ describe("workers", () => {
     }
     {
       const broken = { vocabulary: {}, pattern: "none", normalization: null, normalizedSpecialTokens: [] };
-      using pool = new WorkerPool(1, { kind: "encode", tables: broken });
+      using pool = new WorkerPool(1, { kind: "encode", tables: broken, type: "int32" });
       const here = () => [];
       await expect(pool.run([{ path: long, start: 0, end: 10 }], here, () => undefined)).rejects.toThrow(
         "a worker failed",

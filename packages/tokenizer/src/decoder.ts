@@ -2,7 +2,7 @@
  * Decoding piece by piece for output that appears as it is generated.
  */
 import { TokenizerError } from "./errors.ts";
-import { PACKED_BYTES, type Vocabulary } from "./vocabulary.ts";
+import { SPARE_BYTES, type Vocabulary } from "./vocabulary.ts";
 
 /**
  * Turns ids into text one at a time and never emits part of a character: bytes that may still become one are held back
@@ -59,11 +59,12 @@ function asList(ids: Iterable<number>): ArrayLike<number> {
 
 /**
  * Writes the bytes of `list[first…]`, one token after the other, until the ids or the space is used up. Needs
- * PACKED_BYTES of space more than it fills: short tokens are written as whole words.
+ * SPARE_BYTES of space more than it fills: short tokens are written as whole words.
  */
 function joinTokens(vocabulary: Vocabulary, list: ArrayLike<number>, first: number, target: DataView): Joined {
-  const { bytes, start, length, packed } = vocabulary;
-  const limit = target.byteLength - PACKED_BYTES;
+  const { bytes, start, length } = vocabulary;
+  const source = new DataView(bytes.buffer);
+  const limit = target.byteLength - SPARE_BYTES;
   let end = 0;
   let i = first;
   for (; i < list.length; i++) {
@@ -71,11 +72,9 @@ function joinTokens(vocabulary: Vocabulary, list: ArrayLike<number>, first: numb
     const size = length[id];
     if (!(size > 0) || typeof id !== "number") checkId(vocabulary, id);
     if (end + size > limit) break;
-    if (size <= PACKED_BYTES) {
-      const at = 3 * id;
-      target.setInt32(end, packed[at], true);
-      target.setInt32(end + 4, packed[at + 1], true);
-      target.setInt32(end + 8, packed[at + 2], true);
+    if (size <= SPARE_BYTES) {
+      const at = start[id];
+      for (let j = 0; j < SPARE_BYTES; j += 4) target.setInt32(end + j, source.getInt32(at + j, true), true);
     } else {
       for (let j = 0; j < size; j++) target.setUint8(end + j, bytes[start[id] + j]);
     }
@@ -94,7 +93,7 @@ export function decodeIdsToBytes(vocabulary: Vocabulary, ids: Iterable<number>):
     if (!(size > 0)) checkId(vocabulary, list[i]);
     total += size;
   }
-  const buffer = new ArrayBuffer(total + PACKED_BYTES);
+  const buffer = new ArrayBuffer(total + SPARE_BYTES);
   joinTokens(vocabulary, list, 0, new DataView(buffer));
   return new Uint8Array(buffer, 0, total);
 }
@@ -102,7 +101,7 @@ export function decodeIdsToBytes(vocabulary: Vocabulary, ids: Iterable<number>):
 /** The text of `ids`; passes through one small buffer. */
 export function decodeIdsToText(vocabulary: Vocabulary, ids: Iterable<number>): string {
   const list = asList(ids);
-  const size = Math.min(STEP, vocabulary.longest * list.length) + vocabulary.longest + PACKED_BYTES;
+  const size = Math.min(STEP, vocabulary.longest * list.length) + vocabulary.longest + SPARE_BYTES;
   const buffer = new Uint8Array(new ArrayBuffer(size));
   const view = new DataView(buffer.buffer);
   const decoder = new TextDecoder("utf-8", { ignoreBOM: true });

@@ -14,8 +14,8 @@ const SHORT_IDS = 4;
 /** Word 3 of an entry: three bytes, four bits of length (both part of the key), and the number of ids. */
 const COUNT_SHIFT = 28;
 const KEY_BITS = (1 << COUNT_SHIFT) - 1;
-/** 2¹⁸ sets of two 32-byte entries: 16 MiB when full; what is never used is never touched. */
-const SHORT_SETS_BITS = 18;
+/** 2¹⁷ sets of two 32-byte entries: 8 MiB when full; what is never used is never touched. */
+const SHORT_SETS_BITS = 17;
 
 /** Longest piece of the other cache, which also has short pieces of many ids; entries, and words for their contents. */
 const LONG = 64;
@@ -23,13 +23,19 @@ const LONG_SLOTS_BITS = 17;
 const STORE = 1 << 21;
 
 /** Longer pieces go to the LongMerger: searching the lowest rank again each time is quadratic. */
-const MAX_LINEAR = 96;
+const PLACE_BITS = 7;
+const MAX_LINEAR = 1 << PLACE_BITS;
+const NO_KEY = (NO_RANK << PLACE_BITS) | (MAX_LINEAR - 1);
 
 const FIRST_BLOCK = 1 << 12;
-const BLOCK = 1 << 17;
+/** As many as half a megabyte of text has at most. What is never used is never touched. */
+const BLOCK = 1 << 19;
 
 /** A typed array that ids can be written to. */
 export type IdArray = Int32Array | Uint32Array | Uint16Array;
+
+/** `Int32Array` and so on. */
+export type IdArrayType<Ids extends IdArray> = new (length: number) => Ids;
 
 /** Ids that are being collected, in blocks, so that growing copies nothing. */
 export class IdBuffer {
@@ -79,8 +85,10 @@ export class IdBuffer {
   }
 
   /** Empties the buffer and returns what was in it. */
-  take(): Int32Array<ArrayBuffer> {
-    const ids = new Int32Array(this.total);
+  take(): Int32Array<ArrayBuffer>;
+  take<Ids extends IdArray>(type: IdArrayType<Ids>): Ids;
+  take(type: IdArrayType<IdArray> = Int32Array): IdArray {
+    const ids = new type(this.total);
     this.copyTo(ids);
     this.clear();
     return ids;
@@ -103,8 +111,11 @@ export class PieceEncoder {
   /** Where the ids of the last `#encodeFrequent` end. */
   #end = 0;
 
+  // the tokens of a piece, by the place of their first byte; see #mergeLinear
   readonly #ids = new Int32Array(MAX_LINEAR);
-  readonly #ranks = new Int32Array(MAX_LINEAR);
+  readonly #keys = new Int32Array(MAX_LINEAR);
+  readonly #next = new Int32Array(MAX_LINEAR);
+  readonly #previous = new Int32Array(MAX_LINEAR + 1);
   #longMerger: LongMerger | undefined;
   readonly #merge: PieceMerge | undefined;
 
@@ -261,34 +272,44 @@ export class PieceEncoder {
       : (this.#longMerger ??= new LongMerger(this.#vocabulary)).merge(bytes, start, end, ids, n);
   }
 
+  /**
+   * The pair of the lowest rank, leftmost first, is the least of numbers that are ranks above and places below. Tokens stay
+   * where they begin; those of one place only are searched without a branch, as no processor guesses which will win.
+   */
   #mergeLinear(bytes: Uint8Array, start: number, end: number, out: Int32Array, n: number): number {
     const vocabulary = this.#vocabulary;
-    const ids = this.#ids;
-    const ranks = this.#ranks; // of the pair that starts at each place
     const { byteIds, byteRanks, merges } = vocabulary;
-    let length = end - start;
-    for (let i = 0; i < length; i++) ids[i] = byteIds[bytes[start + i]];
-    for (let i = 0; i + 1 < length; i++) ranks[i] = byteRanks[(bytes[start + i] << 8) | bytes[start + i + 1]];
-    while (length > 1) {
-      let best = NO_RANK;
-      let at = -1;
-      for (let i = 0; i + 1 < length; i++) {
-        if (ranks[i] < best) {
-          best = ranks[i];
-          at = i;
-        }
-      }
-      if (at < 0) break;
-      ids[at] = merges[3 * best + 2];
-      length--;
-      for (let i = at + 1; i < length; i++) {
-        ids[i] = ids[i + 1];
-        ranks[i] = ranks[i + 1];
-      }
-      if (at > 0) ranks[at - 1] = vocabulary.rankOf(ids[at - 1], ids[at]);
-      if (at + 1 < length) ranks[at] = vocabulary.rankOf(ids[at], ids[at + 1]);
+    const ids = this.#ids;
+    const keys = this.#keys;
+    const next = this.#next;
+    const previous = this.#previous;
+    const last = end - start - 1;
+    for (let i = 0; i <= last; i++) {
+      ids[i] = byteIds[bytes[start + i]];
+      next[i] = i + 1;
+      previous[i] = i - 1;
     }
-    for (let i = 0; i < length; i++) out[n++] = ids[i];
+    for (let i = 0; i < last; i++) {
+      keys[i] = (byteRanks[(bytes[start + i] << 8) | bytes[start + i + 1]] << PLACE_BITS) | i;
+    }
+    for (;;) {
+      let best = NO_KEY;
+      for (let i = 0; i < last; i++) best = Math.min(best, keys[i]);
+      const rank = best >> PLACE_BITS;
+      if (rank === NO_RANK) break;
+      const at = best & (MAX_LINEAR - 1);
+      const right = next[at];
+      const after = next[right];
+      const before = previous[at];
+      const id = merges[3 * rank + 2];
+      ids[at] = id;
+      next[at] = after;
+      previous[after] = at;
+      keys[right] = NO_KEY;
+      keys[at] = after > last ? NO_KEY : (vocabulary.rankOf(id, ids[after]) << PLACE_BITS) | at;
+      if (before >= 0) keys[before] = (vocabulary.rankOf(ids[before], id) << PLACE_BITS) | before;
+    }
+    for (let i = 0; i <= last; i = next[i]) out[n++] = ids[i];
     return n;
   }
 }

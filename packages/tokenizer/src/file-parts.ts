@@ -12,12 +12,12 @@ export interface FilePart {
   end: number;
 }
 
-const CHUNK = 1 << 20;
+/** Little enough that what is read is still in the processor's cache when it is worked on. */
+const buffer = new Uint8Array(1 << 17);
 
 function forChunks({ path, start, end }: FilePart, use: (chunk: Uint8Array) => void): void {
   const file = openSync(path, "r");
   try {
-    const buffer = new Uint8Array(Math.min(CHUNK, end - start));
     for (let position = start; position < end;) {
       const length = readSync(file, buffer, 0, Math.min(buffer.length, end - position), position);
       if (length === 0) throw new Error(`${path} has become shorter while it was read`);
@@ -40,10 +40,14 @@ export function countPart(stream: PretokenStream, part: FilePart): void {
   stream.endText();
 }
 
-/** The part's ids, in some arrays. */
-export function encodePart(encoder: StreamingEncoder, part: FilePart): Int32Array<ArrayBuffer>[] {
-  const ids: Int32Array<ArrayBuffer>[] = [];
-  forChunks(part, (chunk) => ids.push(encoder.push(chunk)));
-  ids.push(encoder.finish());
-  return ids;
+/** Arrays that ids can be handed out in. */
+export const ID_ARRAYS = { int32: Int32Array, uint16: Uint16Array };
+
+export type IdType = keyof typeof ID_ARRAYS;
+export type Ids<Type extends IdType> = InstanceType<(typeof ID_ARRAYS)[Type]>;
+
+/** The part's ids. */
+export function encodePart(encoder: StreamingEncoder, part: FilePart, type: IdType): Ids<IdType> {
+  forChunks(part, (chunk) => encoder.write(chunk));
+  return encoder.finish<Ids<IdType>>(ID_ARRAYS[type]);
 }

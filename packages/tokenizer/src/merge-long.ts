@@ -4,6 +4,8 @@
  * right before the next rank is asked for, unless a merge makes a pair of a still lower rank (no trained vocabulary does,
  * an imported one may): then that one goes first.
  */
+import { grown } from "./grown.ts";
+import { MergeQueue } from "./merge-queue.ts";
 import { NO_RANK, type Vocabulary } from "./vocabulary.ts";
 
 const NONE = -1;
@@ -12,8 +14,8 @@ export class LongMerger {
   readonly #vocabulary: Vocabulary;
   /** First entry of each rank's list. */
   readonly #heads: Int32Array;
-  /** Ranks whose list is not empty. */
-  readonly #heap: number[] = [];
+  /** Ranks whose list is not empty, the lowest first: none is there twice. */
+  readonly #queue = new MergeQueue(() => true);
   // entries of the lists: a place and the entry after it
   #places = new Int32Array(0);
   #nexts = new Int32Array(0);
@@ -55,8 +57,8 @@ export class LongMerger {
       if (rank !== NO_RANK) this.#add(rank, place);
       return rank;
     };
-    while (this.#heap.length > 0) {
-      const rank = this.#pop();
+    while (this.#queue.size > 0) {
+      const rank = this.#queue.pop();
       const list = this.#takeList(rank);
       const merged = merges[3 * rank + 2];
       for (let i = 0; i < list.length; i++) {
@@ -89,18 +91,13 @@ export class LongMerger {
 
   #add(rank: number, place: number): void {
     if (this.#numEntries === this.#places.length) {
-      const grow = (from: Int32Array): Int32Array<ArrayBuffer> => {
-        const grown = new Int32Array(2 * from.length);
-        grown.set(from);
-        return grown;
-      };
-      this.#places = grow(this.#places);
-      this.#nexts = grow(this.#nexts);
+      this.#places = grown(this.#places, 2 * this.#numEntries);
+      this.#nexts = grown(this.#nexts, 2 * this.#numEntries);
     }
     const entry = this.#numEntries++;
     this.#places[entry] = place;
     this.#nexts[entry] = this.#heads[rank];
-    if (this.#heads[rank] === NONE) this.#push(rank);
+    if (this.#heads[rank] === NONE) this.#queue.push(rank, -rank);
     this.#heads[rank] = entry;
   }
 
@@ -118,37 +115,5 @@ export class LongMerger {
     this.#heads[rank] = NONE;
     if (!sorted) list.sort();
     return list;
-  }
-
-  #push(rank: number): void {
-    const heap = this.#heap;
-    let at = heap.length;
-    heap.push(rank);
-    while (at > 0) {
-      const parent = (at - 1) >> 1;
-      if (heap[parent] <= rank) break;
-      heap[at] = heap[parent];
-      at = parent;
-    }
-    heap[at] = rank;
-  }
-
-  #pop(): number {
-    const heap = this.#heap;
-    const top = heap[0];
-    const last = heap.pop()!;
-    const size = heap.length;
-    if (size === 0) return top;
-    let at = 0;
-    for (;;) {
-      let child = 2 * at + 1;
-      if (child >= size) break;
-      if (child + 1 < size && heap[child + 1] < heap[child]) child++;
-      if (last <= heap[child]) break;
-      heap[at] = heap[child];
-      at = child;
-    }
-    heap[at] = last;
-    return top;
   }
 }

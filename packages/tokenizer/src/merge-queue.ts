@@ -3,6 +3,7 @@
  * first. It is lazy: a pair's count only falls after it has entered (every pair born later contains a newer token), so an
  * entry may overstate its pair but never understate it; whoever takes one out compares and puts it back if it was stale.
  */
+import { grown } from "./grown.ts";
 export class MergeQueue {
   /** Heap of pair numbers, and beside it the count that each had when it was put in. */
   #pairs = new Int32Array(1 << 12);
@@ -26,12 +27,8 @@ export class MergeQueue {
 
   push(pair: number, count: number): void {
     if (this.#size === this.#pairs.length) {
-      const pairs = new Int32Array(this.#size * 2);
-      const counts = new Float64Array(this.#size * 2);
-      pairs.set(this.#pairs);
-      counts.set(this.#counts);
-      this.#pairs = pairs;
-      this.#counts = counts;
+      this.#pairs = grown(this.#pairs, this.#size * 2);
+      this.#counts = grown(this.#counts, this.#size * 2);
     }
     const pairs = this.#pairs;
     const counts = this.#counts;

@@ -6,6 +6,7 @@
  */
 import { TokenizerError } from "./errors.ts";
 import { PADDING, type Sink, TextFeed } from "./feed.ts";
+import { grown } from "./grown.ts";
 import { hashBytes, MASK_0, MASK_1, MASK_2 } from "./hash.ts";
 import { resolvePattern } from "./patterns.ts";
 import { SpecialMatcher } from "./special.ts";
@@ -135,9 +136,7 @@ export class PretokenCounter implements Sink {
     if (size > arena.length) {
       if (size > 2 ** 31 - 1)
         throw new TokenizerError("the distinct pre-tokens of more than 11 bytes exceed 2 GiB in all");
-      const grown = new Uint8Array(Math.min(Math.max(arena.length * 2, size), 2 ** 31));
-      grown.set(arena);
-      this.#arena = grown;
+      this.#arena = grown(arena, Math.min(Math.max(arena.length * 2, size), 2 ** 31));
     }
     this.#arena.set(bytes.subarray(start, start + length), this.#arenaSize);
     this.#arenaSize = size;
@@ -223,15 +222,15 @@ function hashWords(w0: number, w1: number, w2: number): number {
 
 /** A table of twice the size; `hashAt(at)` is the hash of the old entry at word `at`. */
 function rehash(table: Int32Array, shift: number, hashAt: (at: number) => number): Int32Array<ArrayBuffer> {
-  const grown = new Int32Array(table.length * 2);
-  const mask = grown.length - 1;
+  const larger = new Int32Array(table.length * 2);
+  const mask = larger.length - 1;
   for (let at = 0; at < table.length; at += 4) {
     if (table[at + 2] === 0) continue;
     let slot = (hashAt(at) >>> shift) << 2;
-    while (grown[slot + 2] !== 0) slot = (slot + 4) & mask;
-    for (let i = 0; i < 4; i++) grown[slot + i] = table[at + i];
+    while (larger[slot + 2] !== 0) slot = (slot + 4) & mask;
+    for (let i = 0; i < 4; i++) larger[slot + i] = table[at + i];
   }
-  return grown;
+  return larger;
 }
 
 export interface CountOptions {

@@ -11,6 +11,7 @@
  */
 import { ALPHABET_ORDER } from "./byte-alphabet.ts";
 import { TokenizerError } from "./errors.ts";
+import { grown } from "./grown.ts";
 import { MergeQueue } from "./merge-queue.ts";
 import type { PretokenCounts } from "./pretokens.ts";
 
@@ -231,9 +232,7 @@ export class BpeTrainer {
     const leftLength = this.#tokenLength[left];
     const length = leftLength + this.#tokenLength[right];
     if (start + length > this.#tokenBytes.length) {
-      const grown = new Uint8Array(Math.max(this.#tokenBytes.length * 2, start + length));
-      grown.set(this.#tokenBytes);
-      this.#tokenBytes = grown;
+      this.#tokenBytes = grown(this.#tokenBytes, Math.max(this.#tokenBytes.length * 2, start + length));
     }
     this.#tokenBytes.set(this.#bytesOf(left), start);
     this.#tokenBytes.set(this.#bytesOf(right), start + leftLength);
@@ -284,11 +283,7 @@ export class BpeTrainer {
       this.#listStart[pair] = end;
       end += 2 * this.#listLength[pair];
     }
-    if (end > this.#lists.length) {
-      const grown = new Int32Array(Math.max(end, this.#lists.length * 1.5));
-      grown.set(this.#lists);
-      this.#lists = grown;
-    }
+    if (end > this.#lists.length) this.#lists = grown(this.#lists, Math.max(end, this.#lists.length * 1.5));
     this.#listsEnd = end;
   }
 
@@ -297,15 +292,11 @@ export class BpeTrainer {
     const needed = this.#numPairs + extra;
     if (needed <= this.#pairLeft.length) return;
     const size = Math.max(needed, this.#pairLeft.length * 2);
-    const grow = <T extends Int32Array | Float64Array>(from: T, to: T): T => {
-      to.set(from);
-      return to;
-    };
-    this.#pairLeft = grow(this.#pairLeft, new Int32Array(size));
-    this.#pairRight = grow(this.#pairRight, new Int32Array(size));
-    this.#pairCount = grow(this.#pairCount, new Float64Array(size));
-    this.#listStart = grow(this.#listStart, new Float64Array(size));
-    this.#listLength = grow(this.#listLength, new Int32Array(size));
+    this.#pairLeft = grown(this.#pairLeft, size);
+    this.#pairRight = grown(this.#pairRight, size);
+    this.#pairCount = grown(this.#pairCount, size);
+    this.#listStart = grown(this.#listStart, size);
+    this.#listLength = grown(this.#listLength, size);
   }
 
   #merge(pair: number): void {

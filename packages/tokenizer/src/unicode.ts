@@ -31,10 +31,12 @@ export const FINE_CLASSES = new Uint8Array(0x110000);
 export const CLASSES = new Uint8Array(0x110000);
 
 let end = 0;
-for (const [, letter, length] of CLASS_RUNS.matchAll(/([A-Z])([0-9a-z]*)/g)) {
+let [before, last] = ["", ""];
+for (const [, letter, high, low] of CLASS_RUNS.matchAll(/([A-Z]?)(\d*)([a-z])/g)) {
   const start = end;
-  end += parseInt(length || "1", 36);
-  const fine = "OLNS-UDM".indexOf(letter); // in the order of the numbers above
+  end += 26 * Number(high) + parseInt(low, 36) - 9;
+  [before, last] = [last, letter || before];
+  const fine = "OLNS-UDM".indexOf(last); // in the order of the numbers above
   if (fine === OTHER) continue;
   FINE_CLASSES.fill(fine, start, end);
   if (fine !== MARK) CLASSES.fill(fine > MULTIBYTE ? LETTER : fine, start, end);

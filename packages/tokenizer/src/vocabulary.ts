@@ -24,11 +24,15 @@ export interface TokenizerOptions {
 /** Ids are below this (16,777,216), so that tables indexed by id stay reasonable. */
 export const MAX_IDS = 2 ** 24;
 
-/** Tokens up to this many bytes are kept as three words as well, for quick copying. */
-export const PACKED_BYTES = 12;
+/** Bytes behind the last token's: tokens of so many bytes, or fewer, can be copied as three words. */
+export const SPARE_BYTES = 12;
+
+/** In the table of pairs: rank + 1, which is below MAX_IDS, and from this bit on some of the hash. */
+const TAG_SHIFT = 24;
+const RANK_BITS = MAX_IDS - 1;
 
 /** Of a pair that no merge is of: greater than any rank. */
-export const NO_RANK = 0x7fffffff;
+export const NO_RANK = MAX_IDS - 1;
 
 /** A token as an error message shows it. */
 export function showToken(bytes: Uint8Array): string {
@@ -62,14 +66,12 @@ export class Vocabulary {
   readonly size: number;
   /** Number of tokens; less than `size` where ids are left out. */
   readonly count: number;
-  /** Bytes of token id: `bytes[start[id], start[id] + length[id])`; length 0 means that there is no such token. */
+  /** Bytes of token id: `bytes[start[id], start[id] + length[id])`; length 0 means that there is no such token. SPARE_BYTES follow. */
   readonly bytes: Uint8Array;
   readonly start: Int32Array;
   readonly length: Int32Array;
   /** Bytes of the longest token. */
   readonly longest: number;
-  /** First 12 bytes of token id as little-endian words, at 3 · id. */
-  readonly packed: Int32Array;
   /** Id of each single byte. */
   readonly byteIds: Int32Array;
   /** `rankOf` each pair of bytes, at (left << 8) | right: most look-ups are of these. */
@@ -81,7 +83,7 @@ export class Vocabulary {
   // private to the type checker alone: a worker makes a vocabulary of a clone, and clones have none of the other kind
   /** Id + 1 by hash of the bytes; 0 is free. */
   private readonly byBytes: Int32Array;
-  /** Entries of four words: left id + 1 (0: free), right id, rank, nothing. */
+  /** Rank + 1 by hash of the pair (0: free), and on top of it eight other bits of the hash, so that few pairs are compared. */
   private readonly byPair: Int32Array;
   private readonly pairShift: number;
   /** Special tokens that neither a byte nor a merge makes. */
@@ -105,11 +107,10 @@ export class Vocabulary {
     }
     this.size = size;
     this.count = vocab.size;
-    this.bytes = new Uint8Array(byteLength);
+    this.bytes = new Uint8Array(byteLength + SPARE_BYTES);
     this.start = new Int32Array(size);
     this.length = new Int32Array(size);
     this.byBytes = new Int32Array(2 ** Math.ceil(Math.log2(2 * vocab.size + 2)));
-    this.packed = new Int32Array(3 * size);
     const apart = new Set(byteTokens);
     let end = 0;
     let longest = 0;
@@ -133,9 +134,10 @@ export class Vocabulary {
       this.byteIds[byte] = id;
     }
 
+    if (merges.length >= MAX_IDS) throw new TokenizerError(`${merges.length} merges: there may be ${MAX_IDS - 1}`);
     const pairSlots = 2 ** Math.ceil(Math.log2(2 * merges.length + 2));
     this.pairShift = 32 - Math.log2(pairSlots);
-    this.byPair = new Int32Array(4 * pairSlots);
+    this.byPair = new Int32Array(pairSlots);
     this.merges = new Int32Array(3 * merges.length);
     this.byteRanks = new Int32Array(65536).fill(NO_RANK);
     const joined = new Uint8Array(2 * longest);
@@ -174,8 +176,8 @@ export class Vocabulary {
 
   /** Number of the merge of two tokens, or NO_RANK. */
   rankOf(left: number, right: number): number {
-    const slot = this.pairSlot(left, right);
-    return this.byPair[slot] === 0 ? NO_RANK : this.byPair[slot + 2];
+    const entry = this.byPair[this.pairSlot(left, right)];
+    return entry === 0 ? NO_RANK : (entry & RANK_BITS) - 1;
   }
 
   // The three below are methods, not loops in the constructor, since the JIT compiles what is called often sooner: GPT-2's
@@ -183,9 +185,8 @@ export class Vocabulary {
 
   /** Lets a token's bytes be `this.bytes[end…]`. */
   #addToken(id: number, token: Uint8Array, end: number): void {
-    const { bytes, packed } = this;
+    const { bytes } = this;
     const { length } = token;
-    for (let i = 0; i < length && i < PACKED_BYTES; i++) packed[3 * id + (i >> 2)] |= token[i] << (8 * (i & 3));
     for (let i = 0; i < length; i++) bytes[end + i] = token[i]; // tokens are short: `set` costs more
     this.start[id] = end;
     this.length[id] = length;
@@ -216,16 +217,14 @@ export class Vocabulary {
         `merge ${rank} (${showToken(left)} + ${showToken(right)}): ${showToken(missing)} is not in the vocabulary`,
       );
     }
-    const table = this.byPair;
     const slot = this.pairSlot(leftId, rightId);
-    if (table[slot] !== 0) {
+    const entry = this.byPair[slot];
+    if (entry !== 0) {
       throw new TokenizerError(
-        `merges ${table[slot + 2]} and ${rank} are the same: ${showToken(left)} + ${showToken(right)}`,
+        `merges ${(entry & RANK_BITS) - 1} and ${rank} are the same: ${showToken(left)} + ${showToken(right)}`,
       );
     }
-    table[slot] = leftId + 1;
-    table[slot + 1] = rightId;
-    table[slot + 2] = rank;
+    this.byPair[slot] = (hashPair(leftId, rightId) << TAG_SHIFT) | (rank + 1);
     this.merges[3 * rank] = leftId;
     this.merges[3 * rank + 1] = rightId;
     this.merges[3 * rank + 2] = id;
@@ -249,11 +248,22 @@ export class Vocabulary {
     return slot;
   }
 
+  /** Where the rank of a pair is, or would be. */
   private pairSlot(left: number, right: number): number {
-    const table = this.byPair;
-    const mask = table.length - 1;
-    let slot = (Math.imul(left ^ Math.imul(right, 0x85ebca6b), 0x9e3779b1) >>> this.pairShift) << 2;
-    while (table[slot] !== 0 && (table[slot] !== left + 1 || table[slot + 1] !== right)) slot = (slot + 4) & mask;
+    const { byPair, merges } = this;
+    const mask = byPair.length - 1;
+    const hash = hashPair(left, right);
+    const tag = hash << TAG_SHIFT;
+    let slot = hash >>> this.pairShift;
+    for (; byPair[slot] !== 0; slot = (slot + 1) & mask) {
+      const at = (byPair[slot] ^ tag) - 1; // the rank, if the tags are equal
+      if (at >>> TAG_SHIFT === 0 && merges[3 * at] === left && merges[3 * at + 1] === right) break;
+    }
     return slot;
   }
+}
+
+/** Hash of a pair of ids; the high bits are the good ones. */
+function hashPair(left: number, right: number): number {
+  return Math.imul(left ^ Math.imul(right, 0x85ebca6b), 0x9e3779b1);
 }

@@ -10,8 +10,8 @@ import type { WorkerRequest, WorkerSetup } from "./worker.ts";
 
 /** Parts that may be finished, or in work, ahead of the one whose result is due, for each thread. */
 const AHEAD = 8;
-/** Parts that a worker has at a time: one in work, one to go on with. */
-const AT_ONCE = 2;
+/** Parts that a worker has at a time: one in work, the others to go on with while this thread is at work itself. */
+const AT_ONCE = 4;
 
 interface Pending {
   resolve(result: unknown): void;

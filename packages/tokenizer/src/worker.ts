@@ -1,11 +1,12 @@
 /** What a worker of worker-pool.ts runs. */
 import { parentPort, workerData } from "node:worker_threads";
-import { cloneTokenizer, countPart, encodePart, type FilePart } from "./file-parts.ts";
+import { cloneTokenizer, countPart, encodePart, type FilePart, type IdType } from "./file-parts.ts";
 import { PretokenStream } from "./pretokens.ts";
 import type { TokenizerTables } from "./tokenizer.ts";
 
 export type WorkerSetup =
-  { kind: "count"; specialTokens: readonly string[]; pattern: string } | { kind: "encode"; tables: TokenizerTables };
+  | { kind: "count"; specialTokens: readonly string[]; pattern: string }
+  | { kind: "encode"; tables: TokenizerTables; type: IdType };
 
 export type WorkerRequest = FilePart | "finish";
 
@@ -26,10 +27,7 @@ if (setup.kind === "count") {
 } else {
   const encoder = cloneTokenizer(setup.tables).createEncoder();
   port.on("message", (request: FilePart) => {
-    const ids = encodePart(encoder, request);
-    port.postMessage(
-      ids,
-      ids.map(({ buffer }) => buffer),
-    );
+    const ids = encodePart(encoder, request, setup.type);
+    port.postMessage(ids, [ids.buffer as ArrayBuffer]);
   });
 }

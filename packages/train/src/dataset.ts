@@ -72,12 +72,14 @@ export class TokenWriter implements Disposable {
   }
 
   /** @throws RangeError for an id that is not below vocabSize */
-  append(ids: Uint32Array | Int32Array): void {
+  append(ids: Uint32Array | Int32Array | Uint16Array): void {
     const { vocabSize } = this.about;
-    const wrong = ids.findIndex((id) => id < 0 || id >= vocabSize);
-    if (wrong >= 0) throw new RangeError(`token ${ids[wrong]} is not in a vocabulary of ${vocabSize}`);
-    const packed = this.#dtype === "uint16" ? Uint16Array.from(ids) : Uint32Array.from(ids);
-    this.#file.append(new Uint8Array(packed.buffer));
+    for (const id of ids) {
+      if (id < 0 || id >= vocabSize) throw new RangeError(`token ${id} is not in a vocabulary of ${vocabSize}`);
+    }
+    const Packed = this.#dtype === "uint16" ? Uint16Array : Uint32Array;
+    const packed = ids instanceof Packed ? ids : new Packed(ids);
+    this.#file.append(new Uint8Array(packed.buffer, packed.byteOffset, packed.byteLength));
     this.#count += ids.length;
   }
 

@@ -99,6 +99,7 @@ export async function encode(argv: string[]): Promise<void> {
           bar.update(bytes);
         };
         await encodeFile(tokenizer, input, (ids) => writer.append(ids), {
+          ids: tokenizer.vocabSize <= 0x1_0000 ? "uint16" : "int32", // as they are written
           workers: threadsFor(workers),
           signal,
           onProgress,
@@ -137,7 +138,7 @@ class ShardWriter implements Disposable {
     this.#writer = this.#open();
   }
 
-  append(ids: Int32Array): void {
+  append(ids: Int32Array | Uint16Array): void {
     while (ids.length > 0) {
       if (this.#room === 0) {
         this.#close();
