@@ -7,8 +7,8 @@ import { readFileSync, statSync } from "node:fs";
 const [job, textPath, gpt2] = process.argv.slice(2);
 const started = performance.now();
 const { PretokenStream, Tokenizer } = await import("@mantou/tokenizer");
-const files = await import("@mantou/tokenizer/files");
 const imported = performance.now() - started;
+const files = await import("@mantou/tokenizer/files");
 
 const seconds = (work: () => unknown): number => {
   const from = performance.now();

@@ -74,7 +74,9 @@ function joinTokens(vocabulary: Vocabulary, list: ArrayLike<number>, first: numb
     if (end + size > limit) break;
     if (size <= SPARE_BYTES) {
       const at = start[id];
-      for (let j = 0; j < SPARE_BYTES; j += 4) target.setInt32(end + j, source.getInt32(at + j, true), true);
+      target.setInt32(end, source.getInt32(at, true), true);
+      target.setInt32(end + 4, source.getInt32(at + 4, true), true);
+      target.setInt32(end + 8, source.getInt32(at + 8, true), true);
     } else {
       for (let j = 0; j < size; j++) target.setUint8(end + j, bytes[start[id] + j]);
     }

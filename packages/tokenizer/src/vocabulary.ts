@@ -96,7 +96,8 @@ export class Vocabulary {
   constructor({ vocab, merges, specialTokens = [] }: TokenizerOptions, byteTokens: readonly number[] = []) {
     let size = 0;
     let byteLength = 0;
-    for (const [id, token] of vocab) {
+    // forEach: for-of makes an array of every entry until it is compiled, which is late here
+    vocab.forEach((token, id) => {
       if (!Number.isInteger(id) || id < 0 || id >= MAX_IDS) {
         throw new TokenizerError(`token id ${id} is not a whole number from 0 to ${MAX_IDS - 1}`);
       }
@@ -104,7 +105,7 @@ export class Vocabulary {
       if (token.length === 0) throw new TokenizerError(`token ${id} is empty`);
       size = Math.max(size, id + 1);
       byteLength += token.length;
-    }
+    });
     this.size = size;
     this.count = vocab.size;
     this.bytes = new Uint8Array(byteLength + SPARE_BYTES);
@@ -114,12 +115,12 @@ export class Vocabulary {
     const apart = new Set(byteTokens);
     let end = 0;
     let longest = 0;
-    for (const [id, token] of vocab) {
+    vocab.forEach((token, id) => {
       this.#addToken(id, token, end);
       if (!apart.has(id)) this.#enterToken(id, token);
       longest = Math.max(longest, token.length);
       end += token.length;
-    }
+    });
     this.longest = longest;
 
     this.byteIds = new Int32Array(256);
@@ -207,8 +208,8 @@ export class Vocabulary {
     const length = left.length + right.length;
     let id = -1;
     if (leftId >= 0 && rightId >= 0) {
-      for (let i = 0; i < left.length; i++) joined[i] = left[i];
-      for (let i = 0; i < right.length; i++) joined[left.length + i] = right[i];
+      joined.set(left);
+      joined.set(right, left.length);
       id = this.idOf(joined, 0, length);
     }
     if (id < 0) {
