@@ -34,7 +34,7 @@ export interface Progress {
 /** What files of other kinds begin with. */
 const SIGNATURES: Record<string, string> = { "1f8b": "gzip", "28b52ffd": "zstd", "50415231": "Parquet" };
 
-/** @throws UserError when `path`, given as `flag`, is not a file with something in it, or no text though its name says so */
+/** @throws UserError when `path`, given as `flag`, is no file, an empty one, or one of another kind than text or tokens */
 export function checkFile(flag: string, path: string): void {
   if (!existsSync(path)) throw new UserError(`${flag} ${path} does not exist`, { fix: "give the path of a file" });
   const { size } = statSync(path);
