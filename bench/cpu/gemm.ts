@@ -104,8 +104,8 @@ multiply = np.matmul
 print(json.dumps("OpenBLAS of numpy " + np.__version__), flush=True)`,
 };
 
-/** OpenBLAS's threads spin this long after a product, which must not fall into our time. */
-const PEER_SLEEPS_MS = 60;
+/** OpenBLAS's threads spin for up to 140 ms (measured) after a product, which must not fall into our time. */
+const PEER_SLEEPS_MS = 200;
 
 // A core type that was forced for old versions of OpenBLAS would slow a current one.
 const { OPENBLAS_CORETYPE: _, OPENBLAS_L2_SIZE: __, ...environment } = process.env;

@@ -7,6 +7,7 @@ using namespace mantou;
 
 // d/dx x s(x) = s + x s (1 - s), with s = sigmoid(x).
 static inline Vector silu_derivative(Vector x, Vector s) { return s + x * s * (1.0f - s); }
+static inline Two silu_derivative(Two x, Two s) { return {silu_derivative(x.even, s.even), silu_derivative(x.odd, s.odd)}; }
 
 // ---- SiLU --------------------------------------------------------------------------------------------------------
 
@@ -54,19 +55,20 @@ int32_t mantou_silu_backward(mantou_context* context, int32_t dtype, int64_t cou
 
 // ---- SwiGLU ------------------------------------------------------------------------------------------------------
 
+// The bodies of these loops are always inlined: a call would load their constants for each vector.
 template <typename T>
 static void swiglu_forward_row(int64_t dim, const T* gate, const T* up, T* output) {
-  for_vectors(dim, [=](int64_t i, auto lanes) {
-    const Vector x = load(gate + i, lanes);
+  for_two_vectors(dim, [=](int64_t i, auto lanes) __attribute__((always_inline)) {
+    const auto x = load(gate + i, lanes);
     store(output + i, x * sigmoid(x) * load(up + i, lanes), lanes);
   });
 }
 
 template <typename T>
 static void swiglu_backward_row(int64_t dim, const T* doutput, const T* gate, const T* up, T* dgate, T* dup) {
-  for_vectors(dim, [=](int64_t i, auto lanes) {
-    const Vector x = load(gate + i, lanes), dy = load(doutput + i, lanes), y = load(up + i, lanes);
-    const Vector s = sigmoid(x);
+  for_two_vectors(dim, [=](int64_t i, auto lanes) __attribute__((always_inline)) {
+    const auto x = load(gate + i, lanes), dy = load(doutput + i, lanes), y = load(up + i, lanes);
+    const auto s = sigmoid(x);
     store(dgate + i, dy * y * silu_derivative(x, s), lanes);
     store(dup + i, dy * (x * s), lanes);
   });
