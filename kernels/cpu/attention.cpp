@@ -27,8 +27,7 @@ class Worker {
     rows = scores + BLOCK * BLOCK;
     queries = rows + BLOCK * width;
     sums = queries + BLOCK * width;
-    slots = sums + BLOCK * width;
-    slot_count = (scratch + SCRATCH_BYTES / 4 - slots) / (2 * BLOCK * width);
+    slots = {sums + BLOCK * width, scratch + SCRATCH_BYTES / 4, 2 * BLOCK * width};
   }
 
   // Queries [block * BLOCK, ...) of head `head` of sequence `sequence`.
@@ -55,10 +54,9 @@ class Worker {
  private:
   // Block `block` of keys, transposed, and behind it the values by rows.
   const float* keys_and_values(int64_t sequence, int64_t kv_head, int64_t block) {
-    if (sequence != loaded_sequence || kv_head != loaded_head)
-      loaded_sequence = sequence, loaded_head = kv_head, loaded = 0;
-    float* slot = slots + smaller(block, slot_count - 1) * 2 * BLOCK * width;
-    if (block < loaded) return slot;
+    slots.of_head(sequence, kv_head);
+    float* const slot = slots.at(block);
+    if (slots.holds(block)) return slot;
     const int64_t first = block * BLOCK;
     const int64_t count = smaller(BLOCK, p.start(sequence) + p.queries - first);
     const int64_t offset = (p.slot(sequence) * p.kv_rows + first) * p.kv_stride + kv_head * p.dim;
@@ -66,8 +64,6 @@ class Worker {
     load_tile(count, p.dim, width, p.k + offset, p.kv_stride, {p.k_rope, positions, first}, 1, rows);
     transpose_tile(round_up(count, LANES), width, rows, width, slot);
     load_tile(count, p.dim, width, p.v + offset, p.kv_stride, {}, 1, slot + BLOCK * width);
-    // The last slot is shared by all the blocks that have none of their own.
-    if (block < slot_count - 1) loaded = block + 1;
     return slot;
   }
 
@@ -93,11 +89,9 @@ class Worker {
 
   const Attention<T>& p;
   const int64_t width;
-  float *scores, *rows, *queries, *sums, *slots;
-  int64_t slot_count;
+  float *scores, *rows, *queries, *sums;
+  Slots slots;  // keys and values
   RunningSoftmax softmax;
-  // Blocks [0, loaded) of the keys of this head lie in their slots.
-  int64_t loaded_sequence = -1, loaded_head = -1, loaded = 0;
 };
 
 // Runs a worker of type OneWorker on each thread, over its share of the blocks of queries.

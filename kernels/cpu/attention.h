@@ -65,6 +65,34 @@ inline void multiply_tiles(int64_t rows, int64_t columns, int64_t k, const float
            accumulate);
 }
 
+// Packed blocks of a head that a thread keeps in the rest of its scratch: the first ones each in a slot of its own, as
+// far as that reaches, and the others, one after the other, in the last.
+class Slots {
+ public:
+  Slots() = default;
+  Slots(float* rest, const float* end, int64_t words) : first(rest), words(words), count((end - rest) / words) {}
+
+  // Forgets the blocks of another head.
+  void of_head(int64_t sequence, int64_t head) {
+    if (sequence == present_sequence && head == present_head) return;
+    present_sequence = sequence, present_head = head, loaded = 0;
+  }
+
+  float* at(int64_t block) const { return first + smaller(block, count - 1) * words; }
+
+  // Whether block `block` lies in its slot. If not, the caller puts it there: blocks come in their order.
+  bool holds(int64_t block) {
+    if (block < loaded) return true;
+    if (block < count - 1) loaded = block + 1;
+    return false;
+  }
+
+ private:
+  float* first = nullptr;
+  int64_t words = 0, count = 0, loaded = 0;  // blocks [0, loaded) lie in slots of their own
+  int64_t present_sequence = -1, present_head = -1;
+};
+
 // ---- forward --------------------------------------------------------------------------------------------------------
 
 // `queries` rows per sequence, of which row t sees the keys 0 .. start + t; the keys and values of a sequence lie in its
@@ -203,6 +231,38 @@ struct AttentionBackward {
 
   Rotation rotation(int64_t row) const { return {rope, positions ? positions + row : nullptr, row % length}; }
   Rotation rotation_on_load(int64_t row) const { return rotated ? Rotation{} : rotation(row); }
+
+  // All of a key/value head: add_keys(head, key, accumulate) for the blocks of keys of every query head that reads it.
+  template <typename AddKeys>
+  void walk(int64_t kv_head, const AddKeys& add_keys) const {
+    const int64_t group = heads / kv_heads;
+    for (int64_t head = kv_head * group; head < (kv_head + 1) * group; head++)
+      for (int64_t key = 0; key < length; key += BLOCK) add_keys(head, key, head > kv_head * group);
+  }
+
+  // Writes the gradients of `count` keys and values from row `row` on, rotating the keys' back in place.
+  void write_keys(int64_t row, int64_t kv_head, int64_t count, int64_t width, float* dkeys, const float* dvalues,
+                  bool accumulate) const {
+    const int64_t offset = row * kv_stride + kv_head * dim;
+    for (int64_t i = 0; i < count; i++) {
+      if (rope) rotate_row(dim, rotation(row).row(i, dim), true, dkeys + i * width, dkeys + i * width);
+      write(dkeys + i * width, dk + offset + i * kv_stride, accumulate);
+      write(dvalues + i * width, dv + offset + i * kv_stride, accumulate);
+    }
+  }
+
+  // delta of `count` queries of a head from `query` on.
+  void write_delta(int64_t sequence, int64_t head, int64_t query, int64_t count) const {
+    float* const to = delta + (sequence * heads + head) * length + query;
+    const int64_t stride = heads * dim, offset = (sequence * length + query) * stride + head * dim;
+    for (int64_t r = 0; r < count; r++) {
+      Vector sum{};
+      for_vectors(dim, [&](int64_t c, auto part) {
+        sum += load(doutput + offset + r * stride + c, part) * load(output + offset + r * stride + c, part);
+      });
+      to[r] = horizontal_sum(sum);
+    }
+  }
 
   void write(const float* from, T* to, bool accumulate) const {
     for_vectors(dim, [&](int64_t c, auto part) {

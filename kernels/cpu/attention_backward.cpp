@@ -36,18 +36,14 @@ class Worker {
     transposed_values = transposed_keys + size;
     dkeys = transposed_values + size;
     dvalues = dkeys + size;
-    slots = dvalues + size;
-    slot_count = (scratch + SCRATCH_BYTES / 4 - slots) / (4 * size);
+    slots = {dvalues + size, scratch + SCRATCH_BYTES / 4, 4 * size};
   }
 
   // All of a key/value head of a sequence.
   void run(int64_t sequence, int64_t kv_head) {
-    const int64_t group = p.heads / p.kv_heads;
-    for (int64_t head = kv_head * group; head < (kv_head + 1) * group; head++) {
-      loaded = 0;
-      for (int64_t key = 0; key < p.length; key += BLOCK)
-        add_keys(sequence, head, kv_head, key, head > kv_head * group);
-    }
+    p.walk(kv_head, [&](int64_t head, int64_t key, bool accumulate) {
+      add_keys(sequence, head, kv_head, key, accumulate);
+    });
   }
 
  private:
@@ -66,11 +62,7 @@ class Worker {
 
     for (int64_t query = key; query < p.length; query += BLOCK) add_tile(sequence, head, key, count, query);
 
-    for (int64_t i = 0; i < count; i++) {
-      if (p.rope) rotate_row(p.dim, p.rotation(row).row(i, p.dim), true, dkeys + i * width, dkeys + i * width);
-      p.write(dkeys + i * width, p.dk + offset + i * p.kv_stride, accumulate);
-      p.write(dvalues + i * width, p.dv + offset + i * p.kv_stride, accumulate);
-    }
+    p.write_keys(row, kv_head, count, width, dkeys, dvalues, accumulate);
   }
 
   // The tile of `count` keys from `key` on and the block of queries from `query` on.
@@ -124,9 +116,10 @@ class Worker {
   // The block of queries from `query` on. delta is computed on the first walk.
   Queries load_queries(int64_t sequence, int64_t head, int64_t query, bool first_walk) {
     const int64_t size = BLOCK * width, block = query / BLOCK;
-    float* slot = slots + smaller(block, slot_count - 1) * 4 * size;
+    slots.of_head(sequence, head);
+    float* const slot = slots.at(block);
     const Queries result = {slot, slot + size, slot + 2 * size, slot + 3 * size};
-    if (block < loaded) return result;
+    if (slots.holds(block)) return result;
     const int64_t count = smaller(BLOCK, p.length - query), padded = round_up(count, LANES);
     const int64_t row = sequence * p.length + query;
     const int64_t offset = (row * p.heads + head) * p.dim;
@@ -135,27 +128,14 @@ class Worker {
     transpose_tile(padded, width, slot + size, width, slot);
     load_tile(count, p.dim, width, p.doutput + offset, p.heads * p.dim, {}, 1, slot + 3 * size);
     transpose_tile(padded, width, slot + 3 * size, width, slot + 2 * size);
-    // The last slot is shared by all the blocks that have none of their own.
-    if (block < slot_count - 1) loaded = block + 1;
-    if (first_walk) {
-      float* const delta = p.delta + (sequence * p.heads + head) * p.length + query;
-      for (int64_t r = 0; r < count; r++) {
-        Vector sum{};
-        const T* const output = p.output + offset + r * p.heads * p.dim;
-        for_vectors(p.dim, [&](int64_t c, auto part) {
-          sum += load(slot + 3 * size + r * width + c) * load(output + c, part);
-        });
-        delta[r] = horizontal_sum(sum);
-      }
-    }
+    if (first_walk) p.write_delta(sequence, head, query, count);
     return result;
   }
 
   const AttentionBackward<T>& p;
   const int64_t width;
   float *weights, *dscores, *transposed_dscores, *rows, *keys, *transposed_keys, *transposed_values, *dkeys, *dvalues;
-  float* slots;
-  int64_t slot_count, loaded = 0;  // blocks [0, loaded) of this head's queries lie in their slots
+  Slots slots;  // blocks of queries
 };
 
 // Runs a worker of type OneWorker on each thread, over its share of the sequences' key/value heads.

@@ -28,18 +28,14 @@ class PairBackwardWorker {
     keys = parts.take(Blocks::panel_words(p.dim, BLOCK));
     strip_words = round_up(Blocks::strip_words(p.dim), LANES);
     panel_words = round_up(Blocks::panel_words(p.dim, BLOCK), LANES);
-    slots = parts.rest;
-    slot_count = (scratch + SCRATCH_BYTES / 4 - slots) / (2 * (strip_words + panel_words));
+    slots = {parts.rest, scratch + SCRATCH_BYTES / 4, 2 * (strip_words + panel_words)};
   }
 
   // All of a key/value head of a sequence.
   void run(int64_t sequence, int64_t kv_head) {
-    const int64_t group = p.heads / p.kv_heads;
-    for (int64_t head = kv_head * group; head < (kv_head + 1) * group; head++) {
-      loaded = 0;
-      for (int64_t key = 0; key < p.length; key += BLOCK)
-        add_keys(sequence, head, kv_head, key, head > kv_head * group);
-    }
+    p.walk(kv_head, [&](int64_t head, int64_t key, bool accumulate) {
+      add_keys(sequence, head, kv_head, key, accumulate);
+    });
   }
 
  private:
@@ -63,11 +59,7 @@ class PairBackwardWorker {
 
     for (int64_t query = key; query < p.length; query += BLOCK) add_tile(sequence, head, key, count, query);
 
-    for (int64_t i = 0; i < count; i++) {
-      if (p.rope) rotate_row(p.dim, p.rotation(row).row(i, p.dim), true, dkeys + i * width, dkeys + i * width);
-      p.write(dkeys + i * width, p.dk + offset + i * p.kv_stride, accumulate);
-      p.write(dvalues + i * width, p.dv + offset + i * p.kv_stride, accumulate);
-    }
+    p.write_keys(row, kv_head, count, width, dkeys, dvalues, accumulate);
   }
 
   // The tile of `count` keys from `key` on and the block of queries from `query` on.
@@ -133,10 +125,11 @@ class PairBackwardWorker {
   // The block of queries from `query` on. delta is computed on the first walk.
   Queries load_queries(int64_t sequence, int64_t head, int64_t query, bool first_walk) {
     const int64_t block = query / BLOCK;
-    float* const slot = slots + smaller(block, slot_count - 1) * 2 * (strip_words + panel_words);
+    slots.of_head(sequence, head);
+    float* const slot = slots.at(block);
     float* const panels = slot + 2 * strip_words;
     const Queries result = {slot, slot + strip_words, panels, panels + panel_words};
-    if (block < loaded) return result;
+    if (slots.holds(block)) return result;
     const int64_t count = smaller(BLOCK, p.length - query);
     const int64_t row = sequence * p.length + query;
     const int64_t offset = (row * p.heads + head) * p.dim, stride = p.heads * p.dim;
@@ -146,18 +139,7 @@ class PairBackwardWorker {
     Blocks::pack_panels(false, p.dim, count, halves, p.dim, result.panels);
     Blocks::pack_strips(count, p.dim, p.doutput + offset, stride, result.doutput_strips);
     Blocks::pack_panels(false, p.dim, count, p.doutput + offset, stride, result.doutput_panels);
-    // The last slot is shared by all the blocks that have none of their own.
-    if (block < slot_count - 1) loaded = block + 1;
-    if (first_walk) {
-      float* const delta = p.delta + (sequence * p.heads + head) * p.length + query;
-      for (int64_t r = 0; r < count; r++) {
-        Vector sum{};
-        for_vectors(p.dim, [&](int64_t c, auto part) {
-          sum += load(p.doutput + offset + r * stride + c, part) * load(p.output + offset + r * stride + c, part);
-        });
-        delta[r] = horizontal_sum(sum);
-      }
-    }
+    if (first_walk) p.write_delta(sequence, head, query, count);
     return result;
   }
 
@@ -165,10 +147,10 @@ class PairBackwardWorker {
   const AttentionBackward<bfloat16>& p;
   const int64_t width, pairs;
   Unit unit;
-  float *scores, *dscores, *dkeys, *dvalues, *tile, *rows, *strip, *transposed_keys, *transposed_values, *keys, *slots;
+  float *scores, *dscores, *dkeys, *dvalues, *tile, *rows, *strip, *transposed_keys, *transposed_values, *keys;
   bfloat16 *weights, *dweights, *halves;
-  int64_t strip_words, panel_words, slot_count;
-  int64_t loaded = 0;  // blocks [0, loaded) of this head's queries lie in their slots
+  int64_t strip_words, panel_words;
+  Slots slots;  // blocks of queries
 };
 
 }

@@ -73,9 +73,8 @@ class PairWorker {
     strip = parts.take(Blocks::strip_words(BLOCK));
     queries = parts.take(Blocks::panel_words(BLOCK, p.dim));
     key_words = Blocks::strip_words(p.dim);
-    slot_words = round_up(key_words + Blocks::panel_words(p.dim, BLOCK), LANES);
-    slots = parts.rest;
-    slot_count = (scratch + SCRATCH_BYTES / 4 - slots) / slot_words;
+    const int64_t slot_words = round_up(key_words + Blocks::panel_words(p.dim, BLOCK), LANES);
+    slots = {parts.rest, scratch + SCRATCH_BYTES / 4, slot_words};
   }
 
   // Queries [block * BLOCK, ...) of head `head` of sequence `sequence`.
@@ -105,10 +104,9 @@ class PairWorker {
 
   // Block `block` of keys, in strips, and behind it the values in panels.
   const float* keys_and_values(int64_t sequence, int64_t kv_head, int64_t block) {
-    if (sequence != loaded_sequence || kv_head != loaded_head)
-      loaded_sequence = sequence, loaded_head = kv_head, loaded = 0;
-    float* const slot = slots + smaller(block, slot_count - 1) * slot_words;
-    if (block < loaded) return slot;
+    slots.of_head(sequence, kv_head);
+    float* const slot = slots.at(block);
+    if (slots.holds(block)) return slot;
     const int64_t first = block * BLOCK;
     const int64_t count = keys_of(sequence, first);
     const int64_t offset = (p.slot(sequence) * p.kv_rows + first) * p.kv_stride + kv_head * p.dim;
@@ -122,8 +120,6 @@ class PairWorker {
     }
     Blocks::pack_strips(count, p.dim, keys, stride, slot);
     Blocks::pack_panels(false, p.dim, count, p.v + offset, p.kv_stride, slot + key_words);
-    // The last slot is shared by all the blocks that have none of their own.
-    if (block < slot_count - 1) loaded = block + 1;
     return slot;
   }
 
@@ -149,12 +145,11 @@ class PairWorker {
   const Attention<bfloat16>& p;
   const int64_t width, pairs;
   Unit unit;
-  float *scores, *sums, *rows, *strip, *queries, *slots;
+  float *scores, *sums, *rows, *strip, *queries;
   bfloat16 *weights, *halves;
-  int64_t key_words, slot_words, slot_count;
+  int64_t key_words;
+  Slots slots;  // keys and values
   RunningSoftmax softmax;
-  // Blocks [0, loaded) of the keys of this head lie in their slots.
-  int64_t loaded_sequence = -1, loaded_head = -1, loaded = 0;
 };
 
 }

@@ -25,10 +25,13 @@ int32_t mantou_graph_replay(mantou_context* context, mantou_graph* graph, double
   CHECK_NOT_NULL(graph);
   CHECK_NOT_CAPTURED(context);
   using Clock = std::chrono::steady_clock;
+  Clock::time_point last = Clock::now();
   for (const auto& operation : graph->operations) {
-    const Clock::time_point start = milliseconds ? Clock::now() : Clock::time_point();
     RETURN_IF_FAILED(operation());
-    if (milliseconds) *milliseconds++ += std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+    if (!milliseconds) continue;
+    const Clock::time_point now = Clock::now();
+    *milliseconds++ += std::chrono::duration<double, std::milli>(now - last).count();
+    last = now;
   }
   return MANTOU_OK;
 }

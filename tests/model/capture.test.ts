@@ -4,6 +4,9 @@ import { AdamW, Decoder, type Device, Profile, Tensor, TransformerLM, openDevice
 import { goldenModels } from "../support/golden.ts";
 import { randomInts } from "../support/ndarray.ts";
 
+// Outside any test, because the first device may have to compile its library.
+openDevice("cpu")[Symbol.dispose]();
+
 const models = Object.entries(goldenModels());
 const ones = (count: number) => new Float32Array(count).fill(1);
 
