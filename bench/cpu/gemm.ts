@@ -48,8 +48,11 @@ using device = openDevice("cpu", { threads });
 /** Repetitions that take about 50 ms at 200 GFLOP/s. */
 const repeats = (flops: number) => Math.max(3, Math.round(1e10 / flops));
 
-/** Before each timing, while the processor's clock and the threads find their places. */
-const WARM_UP_MS = 20;
+/**
+ * Before each timing, while the processor's clock and the threads find their places: after a pause both threads may be on
+ * one processor at first, and 20 ms were too short for the kernel to part them.
+ */
+const WARM_UP_MS = 150;
 
 /** Makes the operands; every call then measures GFLOP/s. */
 function prepare([, form, m, n, k]: Shape): { measure: () => number; [Symbol.dispose]: () => void } {
