@@ -49,8 +49,8 @@ using device = openDevice("cpu", { threads });
 const repeats = (flops: number) => Math.max(3, Math.round(1e10 / flops));
 
 /**
- * Before each timing, while the processor's clock and the threads find their places: after a pause both threads may be on
- * one processor at first, and 20 ms were too short for the kernel to part them.
+ * Before each timing, while the processor's clock and the threads find their places. After the pause behind a peer, 20 ms left
+ * small products at half the speed that they have without a peer; the likely cause, two threads on one core, is not shown.
  */
 const WARM_UP_MS = 150;
 
