@@ -1,8 +1,9 @@
 #!/bin/sh
 # The GPU check without Bun, for a machine with nvcc, a GPU and a Python with PyTorch: builds the library, runs the wrappers
-# of PTX by themselves, kernels.py (every operation against float64, twice, and its time beside PyTorch's), and CUDA's
-# sanitizers where they are installed. A stage that fails or takes too long does not keep the others from running; one
-# JSON file and one Markdown table in bench/results say what came of each. Without a GPU it compiles, says so and exits 0.
+# of PTX and captures by themselves, kernels.py (every operation against float64, twice, and its time beside PyTorch's),
+# and CUDA's sanitizers where they are installed. A stage that fails or takes too long does not keep the others from
+# running; one JSON file and one Markdown table in bench/results say what came of each. Without a GPU it compiles, says so
+# and exits 0.
 # Whole models and training steps need Bun: bench/gpu/check.ts.
 # Usage: bench/gpu/check.sh [PYTHON]
 set -u
@@ -43,6 +44,7 @@ ls kernels/cuda/*.cu kernels/cpu/file.cpp | xargs -P "$cores" -I SOURCE \
   sh -c '"$0" '"$flags"' -c "$1" -o "$2/$(basename "$1").o"' "$nvcc" SOURCE "$out" || { echo "the kernels did not compile"; exit 1; }
 "$nvcc" -shared -cudart static -o "$out/libmantou.so" "$out"/*.o || exit 1
 stage "the wrappers of PTX: build" 120 "$nvcc" $flags -cudart static kernels/tests/wrappers.cu -o "$out/wrappers"
+stage "captures: build" 120 "$nvcc" $flags -cudart static kernels/tests/captures.cu -o "$out/captures"
 
 if ! nvidia-smi -L > "$out/devices.txt" 2> /dev/null || ! grep -q '^GPU' "$out/devices.txt"; then
   echo "no NVIDIA GPU here: the kernels were compiled, nothing was run and no figure is given"
@@ -50,6 +52,7 @@ if ! nvidia-smi -L > "$out/devices.txt" 2> /dev/null || ! grep -q '^GPU' "$out/d
 fi
 nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,clocks.max.sm,clocks.mem --format=csv | tee "$out/device.csv"
 stage "the wrappers of PTX" 30 "$out/wrappers"
+stage "captures" 30 "$out/captures"
 stage "every operation against float64, and beside PyTorch" 220 \
   "$python" bench/gpu/kernels.py "$out/libmantou.so" --out "$out/kernels.json" --seconds 210
 if command -v compute-sanitizer > /dev/null; then

@@ -1,9 +1,10 @@
 /**
  * `bun run gpu:check [--python PYTHON]`: everything that can be said of the CUDA kernels on this machine. With a GPU: builds,
- * prints device, driver and clocks, runs the wrappers of PTX, the conformance suite on the hardware (with PyTorch's
- * 20-step trajectory), every operation against float64 and its time beside PyTorch's, whole training steps beside
- * PyTorch's, and with what time is left CUDA's sanitizers. A stage that fails or takes too long does not keep the others
- * from running; one JSON file and one Markdown table in bench/results say what came of each. Exits with 1 if any failed.
+ * prints device, driver and clocks, runs the wrappers of PTX, captures, the conformance suite on the hardware (with
+ * PyTorch's 20-step trajectory), every operation against float64 and its time beside PyTorch's, whole training steps
+ * beside PyTorch's, and with what time is left CUDA's sanitizers. A stage that fails or takes too long does not keep the
+ * others from running; one JSON file and one Markdown table in bench/results say what came of each. Exits with 1 if any
+ * failed.
  * Without a GPU: compiles the kernels where there is nvcc, runs them on the emulator, says so and exits 0.
  */
 import { appendFileSync, mkdirSync, rmSync, writeFileSync } from "node:fs";
@@ -91,10 +92,12 @@ writeFileSync(join(parts, "device.csv"), device.stdout);
 console.log(device.stdout.toString());
 stage("registers and spills", 60, [bun, "bench/gpu/resources.ts"]);
 
-const wrappers = join(dirname(library), "wrappers");
+const [wrappers, captures] = ["wrappers", "captures"].map((name) => join(dirname(library), name)) as [string, string];
 const flags = ["-std=c++17", "-O3", "-gencode=arch=compute_80,code=[sm_80,compute_80]", "-cudart", "static"];
 stage("the wrappers of PTX: build", 60, [nvcc!.command, ...flags, "kernels/tests/wrappers.cu", "-o", wrappers]);
 stage("the wrappers of PTX", 20, [wrappers]);
+stage("captures: build", 60, [nvcc!.command, ...flags, "kernels/tests/captures.cu", "-o", captures]);
+stage("captures", 20, [captures]);
 
 const suite = [bun, "test", "--timeout", "60000"];
 const onGpu = ["tests/conformance", "tests/model/stepper.test.ts"];

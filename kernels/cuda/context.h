@@ -56,6 +56,7 @@ struct mantou_context {
   cudaStream_t copy_stream;
   cudaEvent_t event;         // of mantou_stream_wait
   cudaEvent_t marks[2];      // of mantou_mark
+  bool capturing;            // between mantou_capture_begin and _end
   void* scratch;             // device memory, aligned to 256 bytes, for the operation that runs
   int64_t scratch_bytes;
   mantou::Fault* fault;      // page-locked, so that both sides can reach it
@@ -84,6 +85,9 @@ inline int32_t cuda_failed(const char* function, const char* what, cudaError_t e
     if (error_ != cudaSuccess) return mantou::cuda_failed(__func__, #call, error_);           \
   } while (0)
 
+// For what cannot be captured: what waits, allocates, or belongs to the other stream. CUDA would drop the whole capture.
+#define CHECK_NOT_CAPTURED(context) CHECK(!(context)->capturing, "%s: called during a capture", __func__)
+
 // Queues kernel(arguments...) on `stream`; `name` is the operation's, for the error.
 template <typename... Parameters, typename... Arguments>
 inline int32_t launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared,
@@ -106,8 +110,7 @@ inline int32_t launch(const char* name, void (*kernel)(Parameters...), dim3 grid
   return fail(MANTOU_DEVICE_ERROR, "%s: launch of %u x %u x %u blocks of %u threads with %zu bytes of shared memory: %s",
               name, grid.x, grid.y, grid.z, block.x * block.y * block.z, shared, cudaGetErrorString(error));
 #else
-  (void)stream;
-  const char* error = emulator::launch(name, kernel, grid, block, shared, static_cast<Parameters>(arguments)...);
+  const char* error = emulator::launch(name, kernel, grid, block, shared, stream, static_cast<Parameters>(arguments)...);
   return error ? fail(MANTOU_DEVICE_ERROR, "%s: %s", name, error) : MANTOU_OK;
 #endif
 }

@@ -50,6 +50,7 @@ static int32_t out_of_memory(const char* function, int64_t bytes, const char* wh
 
 int32_t mantou_malloc(mantou_context* context, int64_t bytes, void** memory) {
   CHECK_NOT_NULL(context);
+  CHECK_NOT_CAPTURED(context);
   CHECK_NOT_NULL(memory);
   *memory = nullptr;
   CHECK_NOT_NEGATIVE(bytes);
@@ -64,12 +65,14 @@ int32_t mantou_malloc(mantou_context* context, int64_t bytes, void** memory) {
 
 int32_t mantou_free(mantou_context* context, void* memory) {
   CHECK_NOT_NULL(context);
+  CHECK_NOT_CAPTURED(context);
   CHECK_CUDA(cudaFree(memory));
   return MANTOU_OK;
 }
 
 int32_t mantou_malloc_host(mantou_context* context, int64_t bytes, void** memory) {
   CHECK_NOT_NULL(context);
+  CHECK_NOT_CAPTURED(context);
   CHECK_NOT_NULL(memory);
   *memory = nullptr;
   CHECK_NOT_NEGATIVE(bytes);
@@ -82,6 +85,7 @@ int32_t mantou_malloc_host(mantou_context* context, int64_t bytes, void** memory
 
 int32_t mantou_free_host(mantou_context* context, void* memory) {
   CHECK_NOT_NULL(context);
+  CHECK_NOT_CAPTURED(context);
   CHECK_CUDA(cudaFreeHost(memory));
   return MANTOU_OK;
 }
@@ -90,6 +94,7 @@ int32_t mantou_free_host(mantou_context* context, void* memory) {
 
 int32_t mantou_copy(mantou_context* context, void* destination, const void* source, int64_t bytes) {
   CHECK_NOT_NULL(context);
+  CHECK_NOT_CAPTURED(context);
   CHECK_NOT_NEGATIVE(bytes);
   if (bytes == 0) return MANTOU_OK;
   CHECK_NOT_NULL(destination, source);
@@ -111,6 +116,7 @@ int32_t mantou_copy_async(mantou_context* context, void* destination, const void
   CHECK_NOT_NULL(context);
   CHECK_NOT_NEGATIVE(bytes);
   CHECK_STREAM(stream);
+  if (stream == MANTOU_COPY_STREAM) CHECK_NOT_CAPTURED(context);
   if (bytes == 0) return MANTOU_OK;
   CHECK_NOT_NULL(destination, source);
   const cudaStream_t queue = stream_of(context, stream);
@@ -132,6 +138,7 @@ int32_t mantou_fill(mantou_context* context, void* memory, int32_t value, int64_
 
 int32_t mantou_stream_wait(mantou_context* context, int32_t waiting, int32_t signalling) {
   CHECK_NOT_NULL(context);
+  CHECK_NOT_CAPTURED(context);
   CHECK_STREAM(waiting);
   CHECK_STREAM(signalling);
   if (waiting == signalling) return MANTOU_OK;
@@ -145,6 +152,7 @@ int32_t mantou_stream_wait(mantou_context* context, int32_t waiting, int32_t sig
 
 int32_t mantou_mark(mantou_context* context, int32_t mark) {
   CHECK_NOT_NULL(context);
+  CHECK_NOT_CAPTURED(context);
   CHECK_MARK(mark);
   CHECK_CUDA(cudaEventRecord(context->marks[mark], context->stream));
   return MANTOU_OK;
@@ -152,6 +160,7 @@ int32_t mantou_mark(mantou_context* context, int32_t mark) {
 
 int32_t mantou_wait_for_mark(mantou_context* context, int32_t mark) {
   CHECK_NOT_NULL(context);
+  CHECK_NOT_CAPTURED(context);
   CHECK_MARK(mark);
   CHECK_CUDA(cudaEventSynchronize(context->marks[mark]));
   return report(context);
@@ -159,12 +168,11 @@ int32_t mantou_wait_for_mark(mantou_context* context, int32_t mark) {
 
 int32_t mantou_synchronize(mantou_context* context) {
   CHECK_NOT_NULL(context);
+  CHECK_NOT_CAPTURED(context);
   return finish(context, __func__);
 }
 
 // ---- captured work -----------------------------------------------------------------------------------------------
-
-#if defined(__CUDACC__)
 
 struct mantou_graph {
   cudaGraphExec_t work;
@@ -172,7 +180,9 @@ struct mantou_graph {
 
 int32_t mantou_capture_begin(mantou_context* context) {
   CHECK_NOT_NULL(context);
+  CHECK_NOT_CAPTURED(context);
   CHECK_CUDA(cudaStreamBeginCapture(context->stream, cudaStreamCaptureModeThreadLocal));
+  context->capturing = true;
   return MANTOU_OK;
 }
 
@@ -180,13 +190,16 @@ int32_t mantou_capture_end(mantou_context* context, mantou_graph** graph) {
   CHECK_NOT_NULL(context);
   CHECK_NOT_NULL(graph);
   *graph = nullptr;
+  CHECK(context->capturing, "%s: no capture has begun", __func__);
+  context->capturing = false;
   cudaGraph_t recorded = nullptr;
-  CHECK_CUDA(cudaStreamEndCapture(context->stream, &recorded));
+  cudaError_t error = cudaStreamEndCapture(context->stream, &recorded);
   mantou_graph* const created = new (std::nothrow) mantou_graph{};
-  const cudaError_t error =
-      created ? cudaGraphInstantiate(&created->work, recorded, 0) : cudaErrorMemoryAllocation;
-  cudaGraphDestroy(recorded);
+  if (error == cudaSuccess)
+    error = created ? cudaGraphInstantiate(&created->work, recorded, 0) : cudaErrorMemoryAllocation;
+  if (recorded) cudaGraphDestroy(recorded);
   if (error != cudaSuccess) {
+    cudaGetLastError();  // forgets the error: the context works on
     delete created;
     return cuda_failed(__func__, "the captured work", error);
   }
@@ -197,6 +210,7 @@ int32_t mantou_capture_end(mantou_context* context, mantou_graph** graph) {
 int32_t mantou_graph_replay(mantou_context* context, mantou_graph* graph, double* milliseconds) {
   CHECK_NOT_NULL(context);
   CHECK_NOT_NULL(graph);
+  CHECK_NOT_CAPTURED(context);
   if (milliseconds) return fail(MANTOU_UNSUPPORTED, "%s: a GPU does not time what is captured", __func__);
   CHECK_CUDA(cudaGraphLaunch(graph->work, context->stream));
   return MANTOU_OK;
@@ -209,33 +223,3 @@ int32_t mantou_graph_destroy(mantou_context* context, mantou_graph* graph) {
   delete graph;
   return error == cudaSuccess ? MANTOU_OK : cuda_failed(__func__, "cudaGraphExecDestroy", error);
 }
-
-#else
-
-static int32_t no_graphs(const char* function) {
-  return fail(MANTOU_UNSUPPORTED, "%s: the emulator does its work at once and captures none", function);
-}
-
-int32_t mantou_capture_begin(mantou_context* context) {
-  CHECK_NOT_NULL(context);
-  return no_graphs(__func__);
-}
-
-int32_t mantou_capture_end(mantou_context* context, mantou_graph** graph) {
-  CHECK_NOT_NULL(context);
-  CHECK_NOT_NULL(graph);
-  *graph = nullptr;
-  return no_graphs(__func__);
-}
-
-int32_t mantou_graph_replay(mantou_context* context, mantou_graph*, double*) {
-  CHECK_NOT_NULL(context);
-  return no_graphs(__func__);
-}
-
-int32_t mantou_graph_destroy(mantou_context* context, mantou_graph* graph) {
-  CHECK_NOT_NULL(context);
-  return graph ? no_graphs(__func__) : MANTOU_OK;
-}
-
-#endif

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <type_traits>
 #include <utility>
 
@@ -68,6 +69,8 @@ inline float __uint_as_float(unsigned x) {
 
 // ---- threads -----------------------------------------------------------------------------------------------------
 
+struct emulated_stream;
+
 namespace emulator {
 
 // What the running thread sees of itself. Blocks have one dimension.
@@ -129,20 +132,25 @@ void* shared_dynamic();
 
 bool is_device_memory(const void* address);
 
-// Runs body(closure) as a kernel. Null, or what went wrong.
-const char* run(const char* name, dim3 grid, dim3 block, size_t shared, void (*body)(void*), void* closure);
+// Something for a stream to do. It returns null, or what went wrong.
+using Work = std::function<const char*()>;
 
-// Runs kernel(arguments...). Null, or what went wrong.
+// Runs `thread` for every thread as a kernel. Null, or what went wrong.
+const char* run(const char* name, dim3 grid, dim3 block, size_t shared, const std::function<void()>& thread);
+
+// Gives work to a stream. Null, or what went wrong.
+const char* queue(emulated_stream* stream, Work work);
+
+// Queues kernel(arguments...). Null, or what went wrong.
 template <typename... Parameters>
 inline const char* launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared,
-                          Parameters... arguments) {
+                          emulated_stream* stream, Parameters... arguments) {
   const auto is_host_pointer = [](auto argument) {
     if constexpr (std::is_pointer_v<decltype(argument)>) return argument && !is_device_memory(argument);
     return false;
   };
   if ((is_host_pointer(arguments) || ...)) return "a kernel was given the address of host memory";
-  auto body = [&] { kernel(arguments...); };
-  return run(name, grid, block, shared, [](void* closure) { (*static_cast<decltype(body)*>(closure))(); }, &body);
+  return queue(stream, [=] { return run(name, grid, block, shared, [=] { kernel(arguments...); }); });
 }
 
 }  // namespace emulator
@@ -207,13 +215,37 @@ inline float fast_exp2(float x) { return std::exp2(x) < 0x1p-126f ? 0.0f : std::
 template <typename T>
 inline void forget(T&) {}
 
-// ---- the runtime's functions that the backend calls: one device, everything done when a call returns ----------------
+// ---- the run time's functions that the backend calls (runtime.cpp) ---------------------------------------------------
 
-enum cudaError_t { cudaSuccess, cudaErrorInvalidValue, cudaErrorMemoryAllocation };
-enum cudaMemcpyKind { cudaMemcpyDefault = 4 };
+enum cudaError_t {
+  cudaSuccess,
+  cudaErrorInvalidValue,
+  cudaErrorMemoryAllocation,
+  cudaErrorInvalidResourceHandle,
+  cudaErrorIllegalState,
+  cudaErrorLaunchFailure,
+  cudaErrorStreamCaptureUnsupported,
+  cudaErrorStreamCaptureInvalidated,
+  cudaErrorStreamCaptureIsolation,
+  cudaErrorCapturedEvent,
+};
+enum cudaMemcpyKind { cudaMemcpyDefault };
+enum cudaStreamCaptureMode { cudaStreamCaptureModeThreadLocal };
+enum cudaStreamCaptureStatus {
+  cudaStreamCaptureStatusNone,
+  cudaStreamCaptureStatusActive,
+  cudaStreamCaptureStatusInvalidated
+};
 enum { cudaHostAllocMapped = 2, cudaHostAllocPortable = 1, cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2 };
-using cudaStream_t = struct emulated_stream*;
+struct emulated_stream {
+  virtual ~emulated_stream() = default;
+  // Does the work, or keeps it while the stream captures. Virtual: a library of its own can give work to a stream.
+  virtual cudaError_t take(emulator::Work work);
+};
+using cudaStream_t = emulated_stream*;
 using cudaEvent_t = struct emulated_event*;
+using cudaGraph_t = struct emulated_graph*;
+using cudaGraphExec_t = struct emulated_graph*;
 struct cudaDeviceProp {
   char name[256];
   int major, minor, multiProcessorCount;
@@ -223,31 +255,29 @@ struct cudaDeviceProp {
 
 cudaError_t cudaMalloc(void** memory, size_t bytes);
 cudaError_t cudaFree(void* memory);
-cudaError_t cudaMemcpyAsync(void* destination, const void* source, size_t bytes, cudaMemcpyKind, cudaStream_t);
-cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t);
+cudaError_t cudaHostAlloc(void** memory, size_t bytes, unsigned flags);
+inline cudaError_t cudaFreeHost(void* memory) { return cudaFree(memory); }
+cudaError_t cudaMemcpyAsync(void* destination, const void* source, size_t bytes, cudaMemcpyKind, cudaStream_t stream);
+cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t stream);
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags);
+cudaError_t cudaStreamDestroy(cudaStream_t stream);
+cudaError_t cudaStreamSynchronize(cudaStream_t stream);
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags);
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags);
+cudaError_t cudaEventDestroy(cudaEvent_t event);
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
+cudaError_t cudaEventSynchronize(cudaEvent_t event);
+cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEvent_t stop);
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph);
+cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status);
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* instance, cudaGraph_t graph, unsigned long long flags);
+cudaError_t cudaGraphLaunch(cudaGraphExec_t instance, cudaStream_t stream);
+cudaError_t cudaGraphDestroy(cudaGraph_t graph);
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t instance);
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device);
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total);
 const char* cudaGetErrorString(cudaError_t error);
-inline cudaError_t cudaHostAlloc(void** memory, size_t bytes, unsigned) {
-  const cudaError_t error = cudaMalloc(memory, bytes);
-  return error ? error : cudaMemsetAsync(*memory, 0, bytes, nullptr);  // the host writes it unseen
-}
-inline cudaError_t cudaFreeHost(void* memory) { return cudaFree(memory); }
 inline cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
 inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
-inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) { return *stream = nullptr, cudaSuccess; }
-inline cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
-inline cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
-inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) { return *event = nullptr, cudaSuccess; }
-inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
-inline cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }
-enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone = 0 };
-inline cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
-  return *status = cudaStreamCaptureStatusNone, cudaSuccess;
-}
-inline cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t, cudaEvent_t) {
-  return *milliseconds = 0, cudaSuccess;
-}
-inline cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }

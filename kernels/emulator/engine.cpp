@@ -130,8 +130,7 @@ char* const stacks = [] {
   return memory;
 }();
 unsigned thread_count, done_count, barrier_count;
-void (*kernel_body)(void*);
-void* kernel_closure;
+const std::function<void()>* kernel_thread;
 const char* kernel_name;
 char message[1024];
 
@@ -195,7 +194,7 @@ void wait_in(const char* what, int line) {
 
 void fiber_main() {
   arrive();
-  kernel_body(kernel_closure);
+  (*kernel_thread)();
   if (!running->copies.empty()) fail(0, "the thread ends with asynchronous copies that it has not waited for");
   running->state = State::Done;
   done_count++;
@@ -282,7 +281,7 @@ void fail(int line, const char* format, ...) {
   __builtin_unreachable();
 }
 
-const char* run(const char* name, dim3 grid, dim3 block, size_t shared, void (*body)(void*), void* closure) {
+const char* run(const char* name, dim3 grid, dim3 block, size_t shared, const std::function<void()>& thread) {
   const size_t blocks = size_t{grid.x} * grid.y * grid.z;
   if (block.x < 1 || block.x > MAX_THREADS || block.y != 1 || block.z != 1 || blocks < 1 || grid.x > 0x7fffffffu ||
       grid.y > 65535 || grid.z > 65535 || shared > SHARED_LIMIT) {
@@ -292,8 +291,7 @@ const char* run(const char* name, dim3 grid, dim3 block, size_t shared, void (*b
     return message;
   }
   kernel_name = name;
-  kernel_body = body;
-  kernel_closure = closure;
+  kernel_thread = &thread;
   block_size = block;
   grid_size = grid;
   thread_count = block.x;

@@ -1,6 +1,7 @@
 // What the files of the engine share: the threads that run, and what memory is.
 #pragma once
 
+#include <string>
 #include <vector>
 
 #include "emulator.h"
@@ -10,7 +11,7 @@ namespace emulator {
 // ---- engine.cpp: threads -------------------------------------------------------------------------------------------
 
 constexpr unsigned MAX_THREADS = 1024;
-constexpr size_t SHARED_LIMIT = 227 << 10, STATIC_LIMIT = 48 << 10;
+constexpr size_t SHARED_LIMIT = 227 << 10, STATIC_LIMIT = 48 << 10, REGION = size_t{8} << 30;  // of all device memory
 
 enum class State { Ready, Waiting, Done };
 
@@ -56,6 +57,13 @@ enum : uint8_t { OUTSIDE, UNWRITTEN, COPYING, WRITTEN };  // what memory is
 enum class How { Read, Write, Atomic };
 
 void* reserve(size_t bytes);  // addresses; memory where it is touched
+
+void* allocate(size_t bytes);  // null where there is not enough
+bool release(void* memory);    // false where nothing was allocated
+
+// Of the host, or of device memory that is allocated. Null, or what is wrong.
+const char* copy(void* destination, const void* source, size_t bytes);
+const char* fill(void* memory, int value, size_t bytes);
 
 void open_shared(size_t dynamic_bytes);  // a block starts with shared memory of its own
 bool is_shared_memory(const void* address);

@@ -1,5 +1,5 @@
 // Memory: device memory and a block's shared memory, full of NaN until something is written, what may be touched and by
-// whom (the race checker), atomics, and the functions of the run time that allocate and copy.
+// whom (the race checker), and atomics.
 #include "engine.h"
 
 #include <sys/mman.h>
@@ -17,7 +17,7 @@ namespace emulator {
 namespace {
 
 // Device memory is a range of addresses; allocations lie GAP bytes apart, so that one can run into nothing.
-constexpr size_t REGION = size_t{8} << 30, GAP = 4096;
+constexpr size_t GAP = 4096;
 char* const region = static_cast<char*>(reserve(REGION));
 std::map<size_t, size_t> used;  // offset, size
 
@@ -40,22 +40,11 @@ uint8_t* const states = static_cast<uint8_t*>(reserve(REGION / 2));
 Cell* const cells = static_cast<Cell*>(reserve(REGION / 2 * sizeof(Cell)));
 #endif
 
-// ---- allocation --------------------------------------------------------------------------------------------------
-
-void* allocate(size_t bytes) {
-  size_t at = GAP;
-  for (const auto& [offset, size] : used) {  // the first place that is large enough
-    if (offset >= at + bytes + GAP) break;
-    at = (offset + size + GAP + 1023) / 1024 * 1024;
-  }
-  if (at + bytes + GAP > REGION) return nullptr;
-  used[at] = bytes;
-  char* memory = region + at;
-  mark(memory - GAP, GAP, OUTSIDE);
-  mark(memory + bytes, GAP, OUTSIDE);
-  mark(memory, bytes, UNWRITTEN);
-  std::memset(memory, 0xff, bytes);
-  return memory;
+// Whether it is memory of the host, or all of it within one allocation.
+bool is_allocated(const void* memory, size_t bytes) {
+  if (!is_device_memory(memory)) return true;
+  const auto after = used.upper_bound(offset_of(memory));
+  return after != used.begin() && offset_of(memory) + bytes <= std::prev(after)->first + std::prev(after)->second;
 }
 
 // Shared memory: a block's dynamic array first, then the static ones.
@@ -97,6 +86,53 @@ void mark(const void* memory, size_t bytes, uint8_t state) {
   (void)memory, (void)bytes, (void)state;
 #endif
 }
+
+void* allocate(size_t bytes) {
+  size_t at = GAP;
+  for (const auto& [offset, size] : used) {  // the first place that is large enough
+    if (offset >= at + bytes + GAP) break;
+    at = (offset + size + GAP + 1023) / 1024 * 1024;
+  }
+  if (at + bytes + GAP > REGION) return nullptr;
+  used[at] = bytes;
+  char* memory = region + at;
+  mark(memory - GAP, GAP, OUTSIDE);
+  mark(memory + bytes, GAP, OUTSIDE);
+  mark(memory, bytes, UNWRITTEN);
+  std::memset(memory, 0xff, bytes);
+  return memory;
+}
+
+bool release(void* memory) {
+  const auto found = used.find(offset_of(memory));
+  if (found == used.end()) return false;
+  mark(memory, found->second, OUTSIDE);
+  madvise(memory, found->second, MADV_DONTNEED);
+  used.erase(found);
+  return true;
+}
+
+const char* copy(void* destination, const void* source, size_t bytes) {
+  if (!is_allocated(destination, bytes) || !is_allocated(source, bytes)) return "a copy outside of any allocation";
+  std::memmove(destination, source, bytes);
+#if defined(MANTOU_RACE_CHECKER)
+  if (!is_device_memory(destination)) return nullptr;
+  mark(destination, bytes, WRITTEN);
+  if (is_device_memory(source))
+    std::memmove(states + offset_of(destination) / 2, states + offset_of(source) / 2, bytes / 2);
+#endif
+  return nullptr;
+}
+
+// Memory filled with 0xff counts as not written: so tests poison it.
+const char* fill(void* memory, int value, size_t bytes) {
+  if (!is_device_memory(memory) || !is_allocated(memory, bytes)) return "a fill outside of any allocation";
+  std::memset(memory, value, bytes);
+  mark(memory, bytes, value == 0xff ? UNWRITTEN : WRITTEN);
+  return nullptr;
+}
+
+// ---- shared memory -------------------------------------------------------------------------------------------------
 
 void open_shared(size_t bytes) {
   mark(arena, arena_end, OUTSIDE);  // of the block before
@@ -218,55 +254,6 @@ using namespace emulator;
 int atomicCAS(int* address, int expected, int value) {
   check(address, sizeof(int), How::Atomic);
   return std::exchange(*address, *address == expected ? value : *address);
-}
-
-// ---- runtime -----------------------------------------------------------------------------------------------------
-
-cudaError_t cudaMalloc(void** memory, size_t bytes) {
-  *memory = allocate(bytes);
-  return *memory ? cudaSuccess : cudaErrorMemoryAllocation;
-}
-
-cudaError_t cudaFree(void* memory) {
-  if (!memory) return cudaSuccess;
-  const auto found = used.find(offset_of(memory));
-  if (found == used.end()) return cudaErrorInvalidValue;
-  mark(memory, found->second, OUTSIDE);
-  madvise(memory, found->second, MADV_DONTNEED);
-  used.erase(found);
-  return cudaSuccess;
-}
-
-cudaError_t cudaMemcpyAsync(void* destination, const void* source, size_t bytes, cudaMemcpyKind, cudaStream_t) {
-  std::memmove(destination, source, bytes);
-#if defined(MANTOU_RACE_CHECKER)
-  if (!is_device_memory(destination)) return cudaSuccess;
-  mark(destination, bytes, WRITTEN);
-  if (is_device_memory(source))
-    std::memmove(states + offset_of(destination) / 2, states + offset_of(source) / 2, bytes / 2);
-#endif
-  return cudaSuccess;
-}
-
-// Memory filled with 0xff counts as not written: so tests poison it.
-cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t) {
-  std::memset(memory, value, bytes);
-  mark(memory, bytes, value == 0xff ? UNWRITTEN : WRITTEN);
-  return cudaSuccess;
-}
-
-cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
-  *properties = {"emulated GPU", 9, 0, 4, REGION, SHARED_LIMIT, 48 << 10};
-  return cudaSuccess;
-}
-
-cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
-  *free = *total = REGION;
-  return cudaSuccess;
-}
-
-const char* cudaGetErrorString(cudaError_t error) {
-  return error == cudaSuccess ? "no error" : error == cudaErrorMemoryAllocation ? "out of memory" : "invalid argument";
 }
 
 // ---- what the compiler's instrumentation calls ---------------------------------------------------------------------

@@ -25,8 +25,7 @@ constexpr int COUNT = 128;
 // nothing has written.
 #define KERNEL(name) GLOBAL void name([[maybe_unused]] float* values, [[maybe_unused]] float* blank)
 
-// ---- what is right
-// ---------------------------------------------------------------------------------------------------
+// ---- what is right -------------------------------------------------------------------------------------------------
 
 KERNEL(right) {
   SHARED_ARRAY(float, tile, [COUNT]);
@@ -50,8 +49,7 @@ KERNEL(right) {
   blank[i] = x;
 }
 
-// ---- what is wrong
-// ---------------------------------------------------------------------------------------------------
+// ---- what is wrong -------------------------------------------------------------------------------------------------
 
 KERNEL(barrier_after_return) {
   if (threadIdx.x == 5) return;
@@ -172,8 +170,7 @@ KERNEL(race_of_blocks) { blank[threadIdx.x] = values[blockIdx.x]; }
 
 KERNEL(sum_without_atomic) { values[0] += values[threadIdx.x + 1 < COUNT ? threadIdx.x + 1 : 1]; }
 
-// ---- running one
-// -----------------------------------------------------------------------------------------------------
+// ---- running one ---------------------------------------------------------------------------------------------------
 
 using Kernel = void (*)(float*, float*);
 struct Case {
@@ -208,6 +205,7 @@ const std::map<std::string, Case> cases = {
     {"too_many_threads", {right, 2048}},
     {"too_much_shared_memory", {right, COUNT, 1, 300 << 10}},
     {"host_memory", {right}},
+    {"legacy_stream", {right}},
     {"freed_memory", {unwritten_global}},
 };
 
@@ -223,16 +221,19 @@ int main(int count, char** arguments) {
   float numbers[COUNT];
   for (int i = 0; i < COUNT; i++) numbers[i] = static_cast<float>(i);
   void *values = nullptr, *blank = nullptr;
+  cudaStream_t stream = nullptr;
+  cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
   cudaMalloc(&values, sizeof numbers);
   cudaMalloc(&blank, sizeof numbers);
-  cudaMemcpyAsync(values, numbers, sizeof numbers, cudaMemcpyDefault, nullptr);
+  cudaMemcpyAsync(values, numbers, sizeof numbers, cudaMemcpyDefault, stream);
   if (name == "freed_memory") {
-    cudaMemcpyAsync(blank, numbers, sizeof numbers, cudaMemcpyDefault, nullptr);
+    cudaMemcpyAsync(blank, numbers, sizeof numbers, cudaMemcpyDefault, stream);
     cudaFree(blank);
   }
   float* const first = name == "host_memory" ? numbers : static_cast<float*>(values);
-  const int32_t status = launch(name.c_str(), chosen.kernel, chosen.blocks, chosen.threads, chosen.shared, nullptr,
-                                first, static_cast<float*>(blank));
+  if (name == "legacy_stream") stream = nullptr;
+  const int32_t status = launch(name.c_str(), chosen.kernel, chosen.blocks, chosen.threads, chosen.shared, stream, first,
+                                static_cast<float*>(blank));
   if (status != MANTOU_OK) return 1;
   const float* const result =
       static_cast<const float*>(name == "unwritten_global" || name == "sum_without_atomic" ? values : blank);

@@ -20,6 +20,8 @@ int32_t mantou::fail(int32_t status, const char* format, ...) {
 
 namespace {
 
+cudaStream_t stream;
+
 // ---- memory on both sides --------------------------------------------------------------------------------------------
 
 template <typename T>
@@ -30,12 +32,12 @@ struct Array {
   explicit Array(std::vector<T> values) : host(std::move(values)) {
     void* memory = nullptr;
     if (cudaMalloc(&memory, bytes()) == cudaSuccess) device = static_cast<T*>(memory);
-    cudaMemcpyAsync(device, host.data(), bytes(), cudaMemcpyDefault, nullptr);
+    cudaMemcpyAsync(device, host.data(), bytes(), cudaMemcpyDefault, stream);
   }
   size_t bytes() const { return host.size() * sizeof(T); }
   const std::vector<T>& fetch() {
-    cudaMemcpyAsync(host.data(), device, bytes(), cudaMemcpyDefault, nullptr);
-    const cudaError_t error = cudaStreamSynchronize(nullptr);
+    cudaMemcpyAsync(host.data(), device, bytes(), cudaMemcpyDefault, stream);
+    const cudaError_t error = cudaStreamSynchronize(stream);
     if (error != cudaSuccess) std::printf("%s\n", cudaGetErrorString(error));
     return host;
   }
@@ -97,7 +99,7 @@ void test_copies() {
     expected.push_back(i / (WARP * 4) == 1 && k >= lane % 5 ? 0.0f : values.back());
   }
   Array<float> from(values), to(std::vector<float>(values.size(), -1.0f));
-  launch("cp.async", copies, 1, WARP, 0, nullptr, from.device, to.device);
+  launch("cp.async", copies, 1, WARP, 0, stream, from.device, to.device);
   expect("cp_async16, cp_async_commit, cp_async_wait", to.fetch(), expected);
 }
 
@@ -130,7 +132,7 @@ void test_ldmatrix(bool transposed) {
                                     : number(m, g, 2 * t) | number(m, g, 2 * t + 1) << 16);
     }
   Array<uint32_t> from(values), to(std::vector<uint32_t>(WARP * 4));
-  launch("ldmatrix", load_matrices, 1, WARP, 0, nullptr, from.device, to.device, transposed);
+  launch("ldmatrix", load_matrices, 1, WARP, 0, stream, from.device, to.device, transposed);
   expect(transposed ? "ldmatrix_x4_trans" : "ldmatrix_x4", to.fetch(), expected);
 }
 
@@ -165,7 +167,7 @@ void test_mma() {
       expected.push_back(static_cast<float>(sum));
     }
   Array<float> left(a), right(b), before(c), after(std::vector<float>(c.size(), -1.0f));
-  launch("mma", multiply, 1, WARP, 0, nullptr, left.device, right.device, before.device, after.device);
+  launch("mma", multiply, 1, WARP, 0, stream, left.device, right.device, before.device, after.device);
   expect("mma_bf16_16816", after.fetch(), expected);
 }
 
@@ -193,7 +195,7 @@ void test_pack() {
   }
   Array<float> from(values);
   Array<uint32_t> to{std::vector<uint32_t>(WARP)};
-  launch("pack_bf16", pack, 1, WARP, 0, nullptr, from.device, to.device);
+  launch("pack_bf16", pack, 1, WARP, 0, stream, from.device, to.device);
   expect("pack_bf16", to.fetch(), expected);
 }
 
@@ -207,7 +209,7 @@ void test_exp2() {
   std::vector<float> values = {0.0f, -0.0f, 1.0f, -1.0f, -126.0f, 127.0f, -126.5f, -200.0f, -INFINITY};
   for (int i = 0; i < 1000; i++) values.push_back(static_cast<float>(i) * 0.1373f - 126.0f);
   Array<float> from(values), to(std::vector<float>(values.size(), -1.0f));
-  launch("exp2", raise, 1, WARP, 0, nullptr, from.device, to.device, static_cast<int>(values.size()));
+  launch("exp2", raise, 1, WARP, 0, stream, from.device, to.device, static_cast<int>(values.size()));
   // What is close enough counts as equal.
   std::vector<float> close;
   for (size_t i = 0; i < values.size(); i++) {
@@ -222,6 +224,7 @@ void test_exp2() {
 }  // namespace
 
 int main() {
+  cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
   test_copies();
   test_ldmatrix(false);
   test_ldmatrix(true);

@@ -76,6 +76,25 @@ test("products in every orientation, with strides, added to or not, by the algor
   expect(exitCode).toBe(0);
 }, 300_000);
 
+test("a step that was captured, and its replays; a shape first seen in a capture is not timed", () => {
+  const steps = bun(
+    ["test", "--timeout", "60000", "tests/conformance/capture.test.ts", "-t", "base (training steps, keep|tokens)"],
+    { MANTOU_BACKENDS: "emulated", MANTOU_EMULATION: "plain", MANTOU_MATMUL: "cublaslt", MANTOU_CUBLASLT: library },
+  );
+  expect(steps.output).not.toContain("(fail)");
+  expect(steps.output).toMatch(/\n\s*2 pass\n/);
+  const script = `
+    import { Tensor, openDevice, operations } from "@mantou/model";
+    using device = openDevice("emulated");
+    using a = Tensor.zeros(device, [8, 8]);
+    using c = Tensor.zeros(device, [8, 8]);
+    device.capture(() => operations.matmul(c, a, a));
+  `;
+  // The first of the proposals is the one that fails.
+  const { output } = bun(["-e", script], { MANTOU_CUBLASLT: library });
+  expect(output).toContain("mantou_matmul: cuBLASLt, [8, 8] x [8, 8]: the stand-in failed");
+}, 300_000);
+
 test("untimed takes the first proposal, and says so when it fails", () => {
   const script = `
     import { Tensor, openDevice, operations } from "@mantou/model";

@@ -1,11 +1,10 @@
 // A stand-in for cuBLASLt with the fourteen functions that kernels/cuda/cublaslt.cu calls, column-major as the real one
-// is, on ordinary memory. It proposes an algorithm that is not usable, one that fails, and one that works.
-#include <cmath>
-#include <cstdint>
+// is, on the emulator's streams. It proposes an algorithm that is not usable, one that fails, and one that works.
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <set>
+
+#include "../../kernels/emulator/emulator.h"
 
 namespace {
 
@@ -43,19 +42,19 @@ struct Proposal {
   int reserved[4];
 };
 
-double load(const void* matrix, const Layout* layout, uint64_t row, uint64_t column) {
-  const auto at = row + column * static_cast<uint64_t>(layout->stride);
-  if (layout->type == 0) return static_cast<const float*>(matrix)[at];
+double load(const void* matrix, const Layout& layout, uint64_t row, uint64_t column) {
+  const auto at = row + column * static_cast<uint64_t>(layout.stride);
+  if (layout.type == 0) return static_cast<const float*>(matrix)[at];
   const uint32_t bits = static_cast<uint32_t>(static_cast<const uint16_t*>(matrix)[at]) << 16;
   float value;
   std::memcpy(&value, &bits, sizeof value);
   return value;
 }
 
-void store(void* matrix, const Layout* layout, uint64_t row, uint64_t column, double value) {
-  const auto at = row + column * static_cast<uint64_t>(layout->stride);
+void store(void* matrix, const Layout& layout, uint64_t row, uint64_t column, double value) {
+  const auto at = row + column * static_cast<uint64_t>(layout.stride);
   const auto rounded = static_cast<float>(value);
-  if (layout->type == 0) {
+  if (layout.type == 0) {
     static_cast<float*>(matrix)[at] = rounded;
     return;
   }
@@ -140,24 +139,27 @@ int cublasLtMatmulAlgoGetHeuristic(void*, void* desc, void* a, void* b, void* c,
 
 int cublasLtMatmul(void*, void* desc, const float* alpha, const void* a, void* a_layout, const void* b, void* b_layout,
                    const float* beta, const void* c, void* c_layout, void* d, void* d_layout, const Algorithm* algorithm,
-                   void* workspace, size_t workspace_bytes, void*) {
+                   void* workspace, size_t workspace_bytes, emulated_stream* stream) {
   if (algorithm->data[0] == 0 || !workspace || workspace_bytes != 1024 || c != d || c_layout != d_layout)
     return INVALID_VALUE;
   if (algorithm->data[0] == 1) return EXECUTION_FAILED;
-  const auto* const of = static_cast<Desc*>(desc);
-  const auto *first = static_cast<Layout*>(a_layout), *second = static_cast<Layout*>(b_layout);
-  const auto* const result = static_cast<Layout*>(d_layout);
-  const uint64_t k = of->transpose_a ? first->rows : first->columns;
-  for (uint64_t column = 0; column < result->columns; column++)
-    for (uint64_t row = 0; row < result->rows; row++) {
-      double sum = 0;
-      for (uint64_t i = 0; i < k; i++)
-        sum += (of->transpose_a ? load(a, first, i, row) : load(a, first, row, i)) *
-               (of->transpose_b ? load(b, second, column, i) : load(b, second, i, column));
-      store(d, result, row, column, *alpha * sum + (*beta == 0 ? 0 : *beta * load(c, result, row, column)));
-    }
-  products++;
-  return SUCCESS;
+  // What belongs to the host is read now; the rest when the stream comes to it.
+  const auto work = [=, of = *static_cast<Desc*>(desc), first = *static_cast<Layout*>(a_layout),
+                     second = *static_cast<Layout*>(b_layout), result = *static_cast<Layout*>(d_layout), scale = *alpha,
+                     kept = *beta] {
+    const uint64_t k = of.transpose_a ? first.rows : first.columns;
+    for (uint64_t column = 0; column < result.columns; column++)
+      for (uint64_t row = 0; row < result.rows; row++) {
+        double sum = 0;
+        for (uint64_t i = 0; i < k; i++)
+          sum += (of.transpose_a ? load(a, first, i, row) : load(a, first, row, i)) *
+                 (of.transpose_b ? load(b, second, column, i) : load(b, second, i, column));
+        store(d, result, row, column, scale * sum + (kept == 0 ? 0 : kept * load(c, result, row, column)));
+      }
+    products++;
+    return nullptr;
+  };
+  return stream->take(work) == cudaSuccess ? SUCCESS : EXECUTION_FAILED;
 }
 
 }  // extern "C"

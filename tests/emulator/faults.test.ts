@@ -1,6 +1,6 @@
 /**
  * The emulator itself: kernels with one mistake each (kernels/tests/faults.cu), what each build says of them, and that it
- * says nothing of a kernel without one. And the wrappers of PTX, which a GPU runs through the same program.
+ * says nothing of a kernel without one. And the wrappers of PTX and captures, which a GPU runs through the same programs.
  */
 import { describe, expect, test } from "bun:test";
 import { type Emulation, buildEmulatedProgram } from "@mantou/model";
@@ -25,6 +25,7 @@ const faults: Record<string, RegExp | Record<Emulation, RegExp | null>> = {
   copy_to_odd_place: /cp_async16: the address is not a multiple of 16 in shared memory/,
   too_many_threads: /invalid launch of too_many_threads: .*block \(2048, 1, 1\)/,
   too_much_shared_memory: /invalid launch of too_much_shared_memory: .*307200 bytes/,
+  legacy_stream: /invalid resource handle/,
   host_memory: /a kernel was given the address of host memory/,
   beyond_shared: {
     plain: null,
@@ -64,7 +65,7 @@ function run(program: string, ...args: string[]): { text: string; code: number }
 }
 
 for (const emulation of emulations) {
-  const [program, wrappers] = [buildEmulatedProgram("faults", emulation), buildEmulatedProgram("wrappers", emulation)];
+  const program = buildEmulatedProgram("faults", emulation);
 
   describe(`the emulator, ${emulation}`, () => {
     test("every mistake of faults.cu has a line here", () => {
@@ -80,10 +81,16 @@ for (const emulation of emulations) {
       });
     }
 
-    test("the wrappers of PTX do what their comments say", () => {
-      const { text, code } = run(wrappers);
-      expect(text.split("\n").map((line) => line.replace(/.*: /, ""))).toEqual(Array(6).fill("as it should be"));
-      expect(code).toBe(0);
-    });
+    for (const [name, count] of [
+      ["wrappers", 6],
+      ["captures", 8],
+    ] as const) {
+      const own = buildEmulatedProgram(name, emulation);
+      test(`${name}: as a GPU is to have them`, () => {
+        const { text, code } = run(own);
+        expect(text.split("\n").map((line) => line.replace(/.*: /, ""))).toEqual(Array(count).fill("as it should be"));
+        expect(code).toBe(0);
+      });
+    }
   });
 }
