@@ -3,6 +3,7 @@
  * default), and the tests of the emulator itself. `plain` runs the whole conformance suite, the slower builds the tests of
  * single operations, of which models are made. See kernels/emulator/README.md.
  */
+import { availableParallelism } from "node:os";
 import type { Emulation } from "@mantou/model";
 import { sanitizerEnvironment } from "./emulator/sanitizers.ts";
 
@@ -20,7 +21,8 @@ for (const emulation of emulations) {
     MANTOU_EMULATION: emulation,
     ...(emulation === "asan" ? sanitizerEnvironment() : {}),
   };
-  const command = [process.execPath, "test", "--timeout", "120000", "tests/emulator"];
+  const parallel = `--parallel=${Math.min(availableParallelism(), 8)}`;
+  const command = [process.execPath, "test", "--timeout", "120000", parallel, "tests/emulator"];
   command.push(...(emulation === "plain" ? ["tests/conformance"] : operations));
   const run = Bun.spawn(command, { cwd: `${import.meta.dir}/..`, env: environment, stdout: "ignore", stderr: "pipe" });
   const report = await new Response(run.stderr).text();
