@@ -70,7 +70,8 @@ export class Decoder implements Disposable {
   /**
    * Takes the next tokens of some sequences, the same number of each, into the cache: int32 [slots.length, length].
    * @returns logits of the last position, [slots.length, vocabSize], or of all, [slots.length, length, vocabSize]
-   * @throws RangeError when a slot is full or is none, or a token is not in the vocabulary
+   * @throws RangeError when a slot is full or is none, or a token is not in the vocabulary, or temperatures are given
+   *   where they cannot be
    */
   forward(tokens: Int32Array, options: DecodeOptions = {}): Float32Array {
     const { model } = this;
@@ -81,6 +82,7 @@ export class Decoder implements Disposable {
     const length = rows / batch;
     if (!Number.isInteger(length) || length === 0) throw new RangeError(`${rows} tokens for ${batch} sequences`);
     this.#checkSlots(slots, length);
+    if (temperatures.length > 0) this.#checkTemperatures(temperatures, batch, allLogits);
     model.checkTokens(tokens);
     const starts = slots.map((slot) => this.positions[slot]!);
     this.#buffer("starts", [batch], "int32").upload(Int32Array.from(starts));
@@ -157,6 +159,16 @@ export class Decoder implements Disposable {
       if (position + length > this.capacity) {
         throw new RangeError(`${position} + ${length} tokens exceed the cache's capacity ${this.capacity}`);
       }
+    }
+  }
+
+  #checkTemperatures(temperatures: readonly number[], batch: number, allLogits: boolean): void {
+    const { length } = temperatures;
+    if (length !== batch) throw new RangeError(`${length} temperatures for ${batch} sequences: give one for each`);
+    if (allLogits) throw new RangeError("temperatures are of last positions: not with allLogits");
+    const { logitSoftCap } = this.model.config;
+    if (logitSoftCap > 0 && temperatures.some((temperature) => temperature > 0)) {
+      throw new RangeError(`temperatures must be 0 where logitSoftCap is ${logitSoftCap}: the cap comes first`);
     }
   }
 

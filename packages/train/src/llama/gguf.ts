@@ -79,24 +79,22 @@ function writeValue(writer: Writer, { type, value }: GgufValue): void {
       writer.string(value);
       break;
     case "strings":
-      writer.uint32(TYPES.array);
-      writer.uint32(TYPES.string);
-      writer.uint64(value.length);
-      for (const each of value) writer.string(each);
+      writeArray(writer, TYPES.string, value, (each) => writer.string(each));
       break;
     case "int32s":
-      writer.uint32(TYPES.array);
-      writer.uint32(TYPES.int32);
-      writer.uint64(value.length);
-      for (const each of value) writer.uint32(each >>> 0);
+      writeArray(writer, TYPES.int32, value, (each) => writer.uint32(each >>> 0));
       break;
     case "float32s":
-      writer.uint32(TYPES.array);
-      writer.uint32(TYPES.float32);
-      writer.uint64(value.length);
-      for (const each of value) writer.float32(each);
+      writeArray(writer, TYPES.float32, value, (each) => writer.float32(each));
       break;
   }
+}
+
+function writeArray<T>(writer: Writer, type: number, values: readonly T[], write: (value: T) => void): void {
+  writer.uint32(TYPES.array);
+  writer.uint32(type);
+  writer.uint64(values.length);
+  for (const value of values) write(value);
 }
 
 /** Bytes that grow. */
