@@ -13,6 +13,8 @@ MANTOU_NAMESPACE
 // Tiles are used in full: 16 rows of 16 floats, or of 32 bfloat16 in pairs.
 class HardwareTiles {
  public:
+  using Factor = HardwareFactor;
+
   // A thread configures its tiles before it uses them, and releases them afterwards.
   HardwareTiles() {
     struct {
@@ -49,6 +51,8 @@ class HardwareTiles {
 
 class ModelTiles {
  public:
+  using Factor = bfloat16;
+
   // What a program must not rely on is NaN.
   ModelTiles() { std::memset(words, 0xff, sizeof words); }
   ModelTiles(const ModelTiles&) = delete;

@@ -19,8 +19,8 @@ class PairBackwardWorker {
     dvalues = parts.take(Blocks::MOST_ROWS * width);
     tile = parts.take(ROWS * COLUMNS);
     rows = parts.take(BLOCK * width);
-    weights = parts.take_halves(BLOCK * BLOCK);
-    dweights = parts.take_halves(BLOCK * BLOCK);
+    weights = parts.take_halves<Factor>(BLOCK * BLOCK);
+    dweights = parts.take_halves<Factor>(BLOCK * BLOCK);
     halves = parts.take_halves(BLOCK * width);
     strip = parts.take(Blocks::strip_words(BLOCK));
     transposed_keys = parts.take(Blocks::panel_words(BLOCK, p.dim));
@@ -40,6 +40,7 @@ class PairBackwardWorker {
 
  private:
   using Blocks = PairBlocks<Unit>;
+  using Factor = typename Unit::Factor;
   static constexpr int64_t ROWS = Unit::ROWS, COLUMNS = Unit::COLUMNS;
 
   // Of a block of queries: Q (rotated and scaled) and dO, each in strips and in panels.
@@ -148,7 +149,8 @@ class PairBackwardWorker {
   const int64_t width, pairs;
   Unit unit;
   float *scores, *dscores, *dkeys, *dvalues, *tile, *rows, *strip, *transposed_keys, *transposed_values, *keys;
-  bfloat16 *weights, *dweights, *halves;
+  Factor *weights, *dweights;
+  bfloat16* halves;
   int64_t strip_words, panel_words;
   Slots slots;  // blocks of queries
 };

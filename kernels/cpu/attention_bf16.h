@@ -22,7 +22,10 @@ struct ScratchParts {
     rest += round_up(words, LANES);
     return taken;
   }
-  bfloat16* take_halves(int64_t elements) { return reinterpret_cast<bfloat16*>(take(elements / 2)); }
+  template <typename Half = bfloat16>
+  Half* take_halves(int64_t elements) {
+    return reinterpret_cast<Half*>(take(elements / 2));
+  }
 };
 
 // Packing and products of one block of at most BLOCK queries and BLOCK keys.
@@ -68,7 +71,7 @@ class PairWorker {
     scores = parts.take(Blocks::MOST_ROWS * BLOCK);
     sums = parts.take(Blocks::MOST_ROWS * width);
     rows = parts.take(BLOCK * width);
-    weights = parts.take_halves(BLOCK * BLOCK);
+    weights = parts.take_halves<Factor>(BLOCK * BLOCK);
     halves = parts.take_halves(BLOCK * width);
     strip = parts.take(Blocks::strip_words(BLOCK));
     queries = parts.take(Blocks::panel_words(BLOCK, p.dim));
@@ -97,6 +100,7 @@ class PairWorker {
 
  private:
   using Blocks = PairBlocks<Unit>;
+  using Factor = typename Unit::Factor;
   static constexpr int64_t ROWS = Unit::ROWS, COLUMNS = Unit::COLUMNS;
 
   // Keys of the block that begins at `key`.
@@ -146,7 +150,8 @@ class PairWorker {
   const int64_t width, pairs;
   Unit unit;
   float *scores, *sums, *rows, *strip, *queries;
-  bfloat16 *weights, *halves;
+  Factor* weights;
+  bfloat16* halves;
   int64_t key_words;
   Slots slots;  // keys and values
   RunningSoftmax softmax;

@@ -5,6 +5,7 @@
 //   ROWS x COLUMNS   the tile of C that one call of `multiply` computes
 //   LEAST_ROWS       threads get multiples of it; tiles of fewer rows than ROWS take less time where it is 1
 //   STEP             pairs of k that it takes at once; shorter blocks are packed with zeros behind them
+//   Factor           how a factor lies in memory that was computed for a product alone
 //   pack_rows        a strip of ROWS rows of op(A)
 //   pack_columns     TOGETHER strips, one behind the other, where these rows are columns of A
 //   multiply         whole tile of float32 (+)= strip * panel, where a panel is [pairs, COLUMNS] words for both units
@@ -105,6 +106,7 @@ void write_tile(int64_t rows, int64_t columns, const float* sums, int64_t ld, bo
 // ---- AVX512-BF16 ----------------------------------------------------------------------------------------------------
 
 struct Dots {
+  using Factor = HardwareFactor;
   static constexpr int ROWS = 14, LEAST_ROWS = 1, COLUMNS = 32, STEP = 1, TOGETHER = 8;
 
   // The strip is [pairs, ROWS].
@@ -210,6 +212,7 @@ struct Dots {
 template <typename Registers>
 struct Tiles {
   static constexpr int ROWS = 32, LEAST_ROWS = 32, COLUMNS = 32, STEP = 16, TOGETHER = 1;
+  using Factor = typename Registers::Factor;
   Registers registers;
 
   // The strip is [pairs / 16, ROWS, 16]: one step after the other, rows within it.

@@ -109,6 +109,18 @@ inline void store(bfloat16* to, Vector value) {
 #endif
 }
 
+#if defined(__AVX512F__)
+// bfloat16 that only products in hardware will read, which take subnormal numbers for zero: AVX512-BF16's instruction
+// may convert to it. (As assembly, since functions for that extension cannot be inlined into others.)
+struct HardwareFactor : bfloat16 {};
+
+inline void store(HardwareFactor* to, Vector value) {
+  __m256i bits;
+  __asm__("vcvtneps2bf16 %1, %0" : "=v"(bits) : "v"(value));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), bits);
+}
+#endif
+
 // What memory of type T keeps of a value.
 template <typename T>
 inline Vector rounded_to(Vector value) {
