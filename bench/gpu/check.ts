@@ -38,7 +38,7 @@ function stage(title: string, seconds: number, command: string[], more: Record<s
       env: { ...environment, ...more },
       stdout: "inherit",
       stderr: "inherit",
-      timeout: limit * 1000,
+      timeout: Math.ceil(limit * 1000), // Bun wants an integer
       killSignal: "SIGKILL",
     });
     outcome = exitCode === 0 ? "passed" : exitedDueToTimeout ? `took more than ${limit.toFixed(0)} s` : "failed";
