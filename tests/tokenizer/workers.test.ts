@@ -226,6 +226,36 @@ describe("counts from several machines", () => {
     expect([...toMap(merged).values()]).toEqual([sum, sum]);
     const file = Buffer.concat(countsToFile(merged, about));
     expect([...countsFromFile(file).counts.counts]).toEqual([sum, sum]);
+    // As tables, which is how threads hand them over.
+    const streams = factors.map((factor) => {
+      const stream = new PretokenStream();
+      stream.add(counts(factor));
+      return stream;
+    });
+    const all = new PretokenStream();
+    for (const stream of streams) all.counter.addTables(structuredClone(stream.counter.tables()));
+    expect([...toMap(all.finish()).values()]).toEqual([sum, sum]);
+  });
+
+  test("may hold a piece more than once", () => {
+    const [once, twice] = [
+      ["the cat sat", "the cats"],
+      ["the cat", " sat", "the cats"],
+    ].map((parts) => {
+      const all = parts.map((part) => counted([part]));
+      const bytes = Buffer.concat(all.map((part) => part.bytes));
+      let end = 0;
+      const ends = all.flatMap(({ bytes, offsets }) => {
+        const moved = Array.from(offsets.subarray(1), (offset) => end + offset);
+        end += bytes.length;
+        return moved;
+      });
+      return { bytes, offsets: Int32Array.of(0, ...ends), counts: new Float64Array(ends.length).fill(1) };
+    });
+    const hashes = [once, twice, mergeCounts([once])].map((counts) => {
+      return Tokenizer.trainFromCounts(counts, options).hash;
+    });
+    expect(new Set(hashes).size).toBe(1);
   });
 
   test("that were split differently do not join", () => {

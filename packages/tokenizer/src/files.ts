@@ -24,7 +24,7 @@ import { parseGpt2, toGpt2 } from "./gpt2-format.ts";
 import { fromHuggingFace, toHuggingFace } from "./huggingface-format.ts";
 import { parseJson } from "./json.ts";
 import { resolvePattern } from "./patterns.ts";
-import { type CountOptions, type PretokenCounts, PretokenStream } from "./pretokens.ts";
+import { type CounterTables, type CountOptions, type PretokenCounts, PretokenStream } from "./pretokens.ts";
 import { SentencePieceTokenizer } from "./sentencepiece.ts";
 import { parseTiktoken, toTiktoken } from "./tiktoken-format.ts";
 import { Tokenizer } from "./tokenizer.ts";
@@ -147,13 +147,11 @@ export function loadGpt2(
 export async function trainFromFiles(paths: string | readonly string[], options: TrainOptions): Promise<Tokenizer> {
   const run = new TrainingRun(options); // complains before anything is read
   const { onProgress } = options;
-  run.addCounts(
-    await countFiles(paths, {
-      ...options,
-      onProgress: onProgress && ((done, total) => onProgress({ phase: "count", done, total })),
-    }),
-  );
-  return new Tokenizer(await run.finishAsync());
+  const counts = await countFiles(paths, {
+    ...options,
+    onProgress: onProgress && ((done, total) => onProgress({ phase: "count", done, total })),
+  });
+  return new Tokenizer(await run.finishAsync(counts));
 }
 
 export interface CountFilesOptions extends CountOptions {
@@ -183,7 +181,7 @@ export async function countFiles(
       using pool = new WorkerPool(workers - 1, { kind: "count", specialTokens, pattern });
       const report = (_: unknown, { start, end }: FilePart): void => onProgress?.((done += end - start), total);
       await pool.run(partsOf(files), (part) => countPart(stream, part), report, signal);
-      for (const counts of await pool.finish()) stream.add(counts as PretokenCounts);
+      for (const tables of await pool.finish()) stream.counter.addTables(tables as CounterTables);
       return stream.finish();
     }
     for (const file of files) {

@@ -20,6 +20,17 @@ export interface PretokenCounts {
   counts: Float64Array;
 }
 
+/** What a counter holds, to be added to that of another thread; its arrays may be transferred. */
+export type CounterTables = [
+  short: Int32Array<ArrayBuffer>,
+  shortSize: number,
+  spilledShort: Map<string, number>,
+  long: Int32Array<ArrayBuffer>,
+  longSize: number,
+  spilledLong: Map<number, number>,
+  arena: Uint8Array<ArrayBuffer>,
+];
+
 /** Longest key, in bytes, of the table of short pieces. */
 const SHORT = 11;
 /** A count that reaches this is moved to a number of more bits. */
@@ -42,11 +53,6 @@ export class PretokenCounter implements Sink {
   readonly #spilledShort = new Map<string, number>();
   readonly #spilledLong = new Map<number, number>();
 
-  /** Number of distinct pieces so far. */
-  get size(): number {
-    return this.#shortSize + this.#longSize;
-  }
-
   special(): void {
     // special tokens are no part of the text
   }
@@ -59,7 +65,7 @@ export class PretokenCounter implements Sink {
       if (i === count) break;
       if (i > 0) start = ends[i - 1];
       const length = ends[i] - start;
-      if (length > SHORT) this.#addLong(bytes, view, start, length, 1);
+      if (length > SHORT) this.#addLong(hashBytes(view, start, length), bytes, start, length, 1);
       else this.#addShort(view, start, length, 1);
       start = ends[i];
     }
@@ -91,11 +97,15 @@ export class PretokenCounter implements Sink {
   }
 
   #addShort(view: DataView, start: number, length: number, count: number): void {
-    const table = this.#short;
-    const mask = table.length - 1;
     const w0 = view.getInt32(start, true) & MASK_0[length];
     const w1 = view.getInt32(start + 4, true) & MASK_1[length];
     const w2 = (view.getInt32(start + 8, true) & MASK_2[length]) | (length << 24);
+    this.#addWords(w0, w1, w2, count);
+  }
+
+  #addWords(w0: number, w1: number, w2: number, count: number): void {
+    const table = this.#short;
+    const mask = table.length - 1;
     let slot = (hashWords(w0, w1, w2) >>> this.#shortShift) << 2;
     while (table[slot + 2] !== 0 && (table[slot + 2] !== w2 || table[slot] !== w0 || table[slot + 1] !== w1)) {
       slot = (slot + 4) & mask;
@@ -106,11 +116,10 @@ export class PretokenCounter implements Sink {
     table[slot + 2] = w2;
     const total = table[slot + 3] + count;
     table[slot + 3] = total % SPILL;
-    if (total >= SPILL) spill(this.#spilledShort, `${w0},${w1},${w2}`, total - (total % SPILL));
+    if (total >= SPILL) spill(this.#spilledShort, shortKey(table, slot), total - (total % SPILL));
   }
 
-  #addLong(bytes: Uint8Array, view: DataView, start: number, length: number, count: number): void {
-    const hash = hashBytes(view, start, length);
+  #addLong(hash: number, bytes: Uint8Array, start: number, length: number, count: number): void {
     const table = this.#long;
     const mask = table.length - 1;
     const arena = this.#arena;
@@ -120,33 +129,34 @@ export class PretokenCounter implements Sink {
       const offset = table[slot + 1];
       let i = 0;
       while (i < length && arena[offset + i] === bytes[start + i]) i++;
-      if (i < length) continue;
-      const total = table[slot + 3] + count;
-      table[slot + 3] = total % SPILL;
-      if (total >= SPILL) spill(this.#spilledLong, offset, total - (total % SPILL));
-      return;
+      if (i === length) break;
     }
-    table[slot] = hash;
-    table[slot + 1] = this.#arenaSize;
-    table[slot + 2] = length;
-    table[slot + 3] = count % SPILL;
-    if (count >= SPILL) spill(this.#spilledLong, this.#arenaSize, count - (count % SPILL));
-    this.#longSize++;
-    const size = this.#arenaSize + length;
-    if (size > arena.length) {
-      if (size > 2 ** 31 - 1)
-        throw new TokenizerError("the distinct pre-tokens of more than 11 bytes exceed 2 GiB in all");
-      this.#arena = grown(arena, Math.min(Math.max(arena.length * 2, size), 2 ** 31));
+    if (table[slot + 2] === 0) {
+      table[slot] = hash;
+      table[slot + 1] = this.#arenaSize;
+      table[slot + 2] = length;
+      this.#longSize++;
+      const size = this.#arenaSize + length;
+      if (size > arena.length) {
+        if (size > 2 ** 31 - 1) throw new TokenizerError("the distinct pre-tokens exceed 2 GiB in all");
+        this.#arena = grown(arena, Math.min(Math.max(arena.length * 2, size), 2 ** 31));
+      }
+      this.#arena.set(bytes.subarray(start, start + length), this.#arenaSize);
+      this.#arenaSize = size;
     }
-    this.#arena.set(bytes.subarray(start, start + length), this.#arenaSize);
-    this.#arenaSize = size;
-    if (this.#longSize * 2 > table.length >> 2) this.#growLong();
+    const total = table[slot + 3] + count;
+    table[slot + 3] = total % SPILL;
+    if (total >= SPILL) spill(this.#spilledLong, table[slot + 1], total - (total % SPILL));
+    this.#reserveLong(0);
   }
 
-  #growLong(): void {
-    const table = this.#long;
-    this.#longShift--;
-    this.#long = rehash(table, this.#longShift, (at) => table[at]);
+  /** Makes room for `extra` more: half full at most. */
+  #reserveLong(extra: number): void {
+    while ((this.#longSize + extra) * 2 > this.#long.length >> 2) {
+      const table = this.#long;
+      this.#longShift--;
+      this.#long = rehash(table, this.#longShift, (at) => table[at]);
+    }
   }
 
   /** Makes room for `extra` more: three quarters full at most, which keeps more of the table in the processor's cache. */
@@ -158,20 +168,50 @@ export class PretokenCounter implements Sink {
     }
   }
 
+  /** The tables themselves; nothing may be counted from here on. */
+  tables(): CounterTables {
+    return [
+      this.#short,
+      this.#shortSize,
+      this.#spilledShort,
+      this.#long,
+      this.#longSize,
+      this.#spilledLong,
+      this.#arena,
+    ];
+  }
+
+  /**
+   * Adds the counts of another thread. Both tables are in the order of the same hashes, so memory is read in its order; a
+   * table that is too small would fill up in one corner, and therefore has room for all first.
+   */
+  addTables([short, shortSize, spilledShort, long, longSize, spilledLong, arena]: CounterTables): void {
+    this.#reserveShort(shortSize);
+    this.#reserveLong(longSize);
+    for (let at = 0; at < short.length; at += 4) {
+      if (short[at + 2] === 0) continue;
+      this.#addWords(short[at], short[at + 1], short[at + 2], shortCount(short, at, spilledShort));
+    }
+    for (let at = 0; at < long.length; at += 4) {
+      if (long[at + 2] === 0) continue;
+      const count = long[at + 3] + (spilledLong.get(long[at + 1]) ?? 0);
+      this.#addLong(long[at], arena, long[at + 1], long[at + 2], count);
+    }
+  }
+
   /** Adds the counts of another text, or of another machine. */
   add({ bytes, offsets, counts }: PretokenCounts): void {
-    // These come in the order of another table's hashes: into a smaller table they would all go to the same corner.
     let long = 0;
     for (let i = 0; i < counts.length; i++) if (offsets[i + 1] - offsets[i] > SHORT) long++;
     this.#reserveShort(counts.length - long);
-    while ((this.#longSize + long) * 2 > this.#long.length >> 2) this.#growLong();
+    this.#reserveLong(long);
     const padded = new Uint8Array(bytes.length + PADDING);
     padded.set(bytes);
     const view = new DataView(padded.buffer);
     for (let i = 0; i < counts.length; i++) {
       const start = offsets[i];
       const length = offsets[i + 1] - start;
-      if (length > SHORT) this.#addLong(padded, view, start, length, counts[i]);
+      if (length > SHORT) this.#addLong(hashBytes(view, start, length), padded, start, length, counts[i]);
       else this.#addShort(view, start, length, counts[i]);
     }
   }
@@ -184,17 +224,15 @@ export class PretokenCounter implements Sink {
     for (let at = 0; at < short.length; at += 4) byteLength += short[at + 2] >>> 24;
     if (byteLength > 2 ** 31 - 1) throw new TokenizerError("the distinct pre-tokens exceed 2 GiB in all");
     const bytes = new Uint8Array(byteLength);
-    const offsets = new Int32Array(this.size + 1);
-    const counts = new Float64Array(this.size);
-    const [spilledShort, spilledLong] = [this.#spilledShort, this.#spilledLong];
+    const counts = new Float64Array(this.#shortSize + this.#longSize);
+    const offsets = new Int32Array(counts.length + 1);
     let n = 0;
     let end = 0;
     for (let at = 0; at < short.length; at += 4) {
       const length = short[at + 2] >>> 24;
       if (length === 0) continue;
       for (let i = 0; i < length; i++) bytes[end++] = short[at + (i >> 2)] >>> (8 * (i & 3));
-      const key = spilledShort.size > 0 ? `${short[at]},${short[at + 1]},${short[at + 2]}` : "";
-      counts[n] = short[at + 3] + (spilledShort.get(key) ?? 0);
+      counts[n] = shortCount(short, at, this.#spilledShort);
       offsets[++n] = end;
     }
     for (let at = 0; at < long.length; at += 4) {
@@ -203,11 +241,20 @@ export class PretokenCounter implements Sink {
       const offset = long[at + 1];
       bytes.set(this.#arena.subarray(offset, offset + length), end);
       end += length;
-      counts[n] = long[at + 3] + (spilledLong.get(offset) ?? 0);
+      counts[n] = long[at + 3] + (this.#spilledLong.get(offset) ?? 0);
       offsets[++n] = end;
     }
     return { bytes, offsets, counts };
   }
+}
+
+/** By what a short piece's spilled count is found. */
+function shortKey(table: Int32Array, at: number): string {
+  return table.subarray(at, at + 3).join();
+}
+
+function shortCount(table: Int32Array, at: number, spilled: ReadonlyMap<string, number>): number {
+  return table[at + 3] + ((spilled.size > 0 && spilled.get(shortKey(table, at))) || 0);
 }
 
 function spill<Key>(spilled: Map<Key, number>, key: Key, count: number): void {
@@ -242,7 +289,8 @@ export interface CountOptions {
 
 /** Counts the pre-tokens of texts that come in chunks. */
 export class PretokenStream {
-  readonly #counter = new PretokenCounter();
+  /** For the threads of `countFiles`. */
+  readonly counter = new PretokenCounter();
   readonly #feed: TextFeed;
 
   constructor({ specialTokens = [], pattern = "gpt2" }: CountOptions = {}) {
@@ -250,7 +298,7 @@ export class PretokenStream {
     this.#feed = new TextFeed(
       resolvePattern(pattern),
       specials.size > 0 ? new SpecialMatcher(specials) : null,
-      this.#counter,
+      this.counter,
     );
   }
 
@@ -266,13 +314,13 @@ export class PretokenStream {
 
   /** Adds counts of texts that were counted elsewhere, by the same pattern and special tokens. */
   add(counts: PretokenCounts): void {
-    this.#counter.add(counts);
+    this.counter.add(counts);
   }
 
   /** Ends the current text and returns the counts of all texts so far. */
   finish(): PretokenCounts {
     this.endText();
-    return this.#counter.counts();
+    return this.counter.counts();
   }
 }
 

@@ -115,9 +115,7 @@ export class Tokenizer {
 
   /** Learns a vocabulary from counts, which must have been made with the pattern and the special tokens of the options. */
   static trainFromCounts(counts: PretokenCounts, options: TrainOptions): Tokenizer {
-    const run = new TrainingRun(options);
-    run.addCounts(counts);
-    return new Tokenizer(run.finish());
+    return new Tokenizer(new TrainingRun(options).finish(counts));
   }
 
   /**

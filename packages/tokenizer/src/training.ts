@@ -99,27 +99,19 @@ export class TrainingRun {
     this.#options.onProgress?.({ phase: "count", done: this.#read, total: this.#total });
   }
 
-  /** Adds what has been counted elsewhere, by the same pattern and special tokens. */
-  addCounts(counts: PretokenCounts): void {
-    this.#stream.add(counts);
-  }
-
   /** Ends a text among several, a file: no token goes across. */
   endText(): void {
     this.#stream.endText();
   }
 
-  finish(): TokenizerOptions {
-    return this.#withSpecials(trainBpe(this.#counts(), this.#mergeOptions));
+  /** @param counts what has been counted elsewhere, by the same pattern and special tokens, instead of what was pushed. */
+  finish(counts: PretokenCounts = this.#stream.finish()): TokenizerOptions {
+    return this.#withSpecials(trainBpe(counts, this.#mergeOptions));
   }
 
   /** The same, letting other work run in between. */
-  async finishAsync(): Promise<TokenizerOptions> {
-    return this.#withSpecials(await trainBpeAsync(this.#counts(), this.#mergeOptions));
-  }
-
-  #counts(): PretokenCounts {
-    return this.#stream.finish();
+  async finishAsync(counts: PretokenCounts = this.#stream.finish()): Promise<TokenizerOptions> {
+    return this.#withSpecials(await trainBpeAsync(counts, this.#mergeOptions));
   }
 
   #withSpecials({ vocab, merges }: TrainBpeResult): TokenizerOptions {

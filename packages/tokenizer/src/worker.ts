@@ -17,8 +17,13 @@ if (setup.kind === "count") {
   const stream = new PretokenStream(setup);
   port.on("message", (request: WorkerRequest) => {
     if (request === "finish") {
-      const counts = stream.finish();
-      port.postMessage(counts, [counts.bytes.buffer, counts.offsets.buffer, counts.counts.buffer] as ArrayBuffer[]);
+      stream.endText();
+      const tables = stream.counter.tables();
+      const arrays = tables.filter((part) => ArrayBuffer.isView(part));
+      port.postMessage(
+        tables,
+        arrays.map(({ buffer }) => buffer),
+      );
       return;
     }
     countPart(stream, request);
