@@ -45,18 +45,16 @@ if (kind === "count") {
   }
 } else if (kind === "file") {
   const tokenizer = load("gpt2");
-  const { createWriteStream, rmSync } = await import("node:fs");
+  const { closeSync, openSync, rmSync, writeSync } = await import("node:fs");
   const out = `${process.env.TMPDIR ?? "/tmp"}/mantou-bench-${process.pid}.bin`;
-  const file = createWriteStream(out);
-  const write = (ids: Uint16Array) =>
-    new Promise<void>((resolve, reject) => {
-      file.write(new Uint8Array(ids.buffer, ids.byteOffset, ids.byteLength), (error) =>
-        error ? reject(error) : resolve(),
-      );
-    });
+  const file = openSync(out, "w");
+  const write = (ids: Uint16Array) => {
+    const bytes = new Uint8Array(ids.buffer, ids.byteOffset, ids.byteLength);
+    for (let done = 0; done < bytes.length;) done += writeSync(file, bytes, done); // as `bun run tokenizer encode` does
+  };
   const options = { ids: "uint16", workers: Number(detail) } as const;
   const time = await secondsOf(() => files.encodeFile(tokenizer, textPath, write, options));
-  file.end();
+  closeSync(file);
   rmSync(out, { force: true });
   result.rate = megabytes / time;
   result.peakMB = process.resourceUsage().maxRSS / 1024;

@@ -119,10 +119,15 @@ export class PieceEncoder {
   #longMerger: LongMerger | undefined;
   readonly #merge: PieceMerge | undefined;
 
-  /** @param merge what to do with a piece, if not to look it up and merge its bytes */
-  constructor(vocabulary: Vocabulary, merge?: PieceMerge) {
+  /**
+   * @param merge what to do with a piece, if not to look it up and merge its bytes.
+   * @param touch writes to the caches' memory at once, which takes some 6 ms: a page that is read before it is written, the
+   * system has to move, and interrupts the other threads.
+   */
+  constructor(vocabulary: Vocabulary, merge?: PieceMerge, touch = false) {
     this.#vocabulary = vocabulary;
     this.#merge = merge;
+    if (touch) for (const table of [this.#short, this.#long]) table.fill(0);
   }
 
   /** Appends the ids of a batch of pieces; see `Sink.pieces`. */
@@ -267,7 +272,9 @@ export class PieceEncoder {
       ids[n] = id;
       return n + 1;
     }
-    return end - start <= MAX_LINEAR
+    // The first one goes the long way whatever its length: code that has never run is left out when it is compiled, and the
+    // first long piece, which may come late, would have all of it compiled anew.
+    return end - start <= MAX_LINEAR && this.#longMerger
       ? this.#mergeLinear(bytes, start, end, ids, n)
       : (this.#longMerger ??= new LongMerger(this.#vocabulary)).merge(bytes, start, end, ids, n);
   }

@@ -29,10 +29,10 @@ function forChunks({ path, start, end }: FilePart, use: (chunk: Uint8Array) => v
   }
 }
 
-/** The tokenizer of which a structured clone has the tables; nothing is built again. */
+/** The tokenizer of which a structured clone has the tables, for a thread of its own; nothing is built again. */
 export function cloneTokenizer(tables: TokenizerTables): Tokenizer {
   const vocabulary = Object.assign(Object.create(Vocabulary.prototype) as Vocabulary, tables.vocabulary);
-  return new Tokenizer({ ...tables, vocab: new Map(), merges: [] }, { vocabulary });
+  return new Tokenizer({ ...tables, vocab: new Map(), merges: [] }, { vocabulary, touch: true });
 }
 
 export function countPart(stream: PretokenStream, part: FilePart): void {

@@ -19,7 +19,15 @@ import {
 import { join } from "node:path";
 import { type CountsAbout, countsFromFile, countsToFile } from "./counts-format.ts";
 import { canCut, lastCut } from "./cuts.ts";
-import { countPart, encodePart, type FilePart, ID_ARRAYS, type Ids, type IdType } from "./file-parts.ts";
+import {
+  cloneTokenizer,
+  countPart,
+  encodePart,
+  type FilePart,
+  ID_ARRAYS,
+  type Ids,
+  type IdType,
+} from "./file-parts.ts";
 import { parseGpt2, toGpt2 } from "./gpt2-format.ts";
 import { fromHuggingFace, toHuggingFace } from "./huggingface-format.ts";
 import { parseJson } from "./json.ts";
@@ -258,7 +266,6 @@ export async function encodeFile<Type extends IdType = "int32">(
   const files = openAll(path);
   try {
     const total = totalSize(files);
-    const encoder = tokenizer.createEncoder();
     let bytes = 0;
     let tokens = 0;
     const hand = async (ids: Ids<IdType>): Promise<void> => {
@@ -267,7 +274,9 @@ export async function encodeFile<Type extends IdType = "int32">(
       onProgress?.({ done: bytes, total, tokens });
     };
     if (workers > 1 && canEncodeApart(tokenizer)) {
-      using pool = new WorkerPool(workers - 1, { kind: "encode", tables: tokenizer.tables, type });
+      const { tables } = tokenizer;
+      using pool = new WorkerPool(workers - 1, { kind: "encode", tables, type });
+      const encoder = cloneTokenizer(tables).createEncoder();
       const take = (ids: Ids<IdType>, { start, end }: FilePart): Promise<void> => {
         bytes += end - start;
         return hand(ids);
@@ -275,6 +284,7 @@ export async function encodeFile<Type extends IdType = "int32">(
       await pool.run(partsOf(files), (part) => encodePart(encoder, part, type), take, signal);
       return { bytes, tokens };
     }
+    const encoder = tokenizer.createEncoder();
     for (const chunk of chunksOf(files[0])) {
       signal?.throwIfAborted();
       bytes += chunk.length;

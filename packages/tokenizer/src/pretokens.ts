@@ -269,7 +269,8 @@ function hashWords(w0: number, w1: number, w2: number): number {
 
 /** A table of twice the size; `hashAt(at)` is the hash of the old entry at word `at`. */
 function rehash(table: Int32Array, shift: number, hashAt: (at: number) => number): Int32Array<ArrayBuffer> {
-  const larger = new Int32Array(table.length * 2);
+  // Zeros are written first: a page that is read before, the system has to move later, and interrupts the other threads.
+  const larger = new Int32Array(table.length * 2).fill(0);
   const mask = larger.length - 1;
   for (let at = 0; at < table.length; at += 4) {
     if (table[at + 2] === 0) continue;

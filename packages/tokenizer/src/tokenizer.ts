@@ -45,6 +45,8 @@ export interface TokenizerParts {
   pattern: Pattern;
   normalizer: Normalizer;
   merge: PieceMerge;
+  /** For large texts on several threads; see `PieceEncoder`. */
+  touch: boolean;
 }
 
 /** What a worker makes the same tokenizer of (see file-parts.ts), as a structured clone. */
@@ -85,7 +87,7 @@ export class Tokenizer {
     this.normalization = normalization;
     const normalizer = parts?.normalizer ?? (normalization && NFC);
     this.#splitter = new Splitter(resolved, normalizer, this.specialTokens, normalizedSpecialTokens);
-    this.#encoder = new PieceEncoder(this.#vocabulary, parts?.merge);
+    this.#encoder = new PieceEncoder(this.#vocabulary, parts?.merge, parts?.touch);
     this.#sink = new EncodingSink(this.#encoder);
     this.#feed = this.#splitter.createFeed(this.#sink);
   }
