@@ -178,7 +178,7 @@ template <int DIM, int KEYS, int STRIP>
 int32_t launch_attend(const mantou_context* context, const char* name, const Attention& p) {
   const int blocks = (p.queries - 1) / QUERIES + 1;
   const Order order = order_of(context, p.batch * p.heads, blocks, int64_t{4} * p.places.capacity * DIM, true);
-  return launch(name, attend<DIM, KEYS, STRIP>, static_cast<unsigned>(order.heads * order.blocks), THREADS, SHARED_BYTES<DIM, KEYS>,
+  return launch(name, attend<DIM, KEYS, STRIP>, grid_of(order.heads * order.blocks), THREADS, SHARED_BYTES<DIM, KEYS>,
                 context->stream, p, order);
 }
 

@@ -254,11 +254,11 @@ int32_t launch_backward(const mantou_context* context, const AttentionBackward& 
   const int blocks = (p.length - 1) / HELD + 1;
   const int64_t bytes = int64_t{4} * p.length * DIM;
   const Order queries = order_of(context, p.batch * p.heads, blocks, bytes, true);
-  RETURN_IF_FAILED(launch(NAME, differentiate_queries<DIM>, static_cast<unsigned>(queries.heads * blocks), P::THREADS,
-                          P::SHARED_BYTES, context->stream, p, queries));
+  RETURN_IF_FAILED(launch(NAME, differentiate_queries<DIM>, grid_of(queries.heads * blocks), P::THREADS, P::SHARED_BYTES,
+                          context->stream, p, queries));
   const Order keys = order_of(context, p.batch * p.kv_heads, blocks, bytes * (p.heads / p.kv_heads), false);
-  return launch(NAME, differentiate_keys<DIM>, static_cast<unsigned>(keys.heads * blocks), P::THREADS,
-                P::SHARED_BYTES, context->stream, p, keys);
+  return launch(NAME, differentiate_keys<DIM>, grid_of(keys.heads * blocks), P::THREADS, P::SHARED_BYTES,
+                context->stream, p, keys);
 }
 
 }  // namespace

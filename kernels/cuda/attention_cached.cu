@@ -238,17 +238,16 @@ int32_t launch_one(const mantou_context* context, const char* name, const Attent
   const int64_t bytes = heads * (STATISTICS + p.dim) * static_cast<int64_t>(sizeof(float));
   parts = smaller(parts, context->scratch_bytes / bytes);
   const Split split = {lanes, static_cast<int>(parts > 1 ? parts : 1), static_cast<float*>(context->scratch)};
-  const dim3 grid(static_cast<unsigned>(heads), static_cast<unsigned>(split.parts));
+  const dim3 grid = grid_of(heads, split.parts);
   RETURN_IF_FAILED(launch(name, attend_one<T, N, PACKS>, grid, WARPS * 32, 0, context->stream, p, split));
   if (split.parts == 1) return MANTOU_OK;
-  return launch(name, join_parts<T>, static_cast<unsigned>(heads), MAX_HEAD_DIM, 0, context->stream, p, split);
+  return launch(name, join_parts<T>, grid_of(heads), MAX_HEAD_DIM, 0, context->stream, p, split);
 }
 
 template <typename T>
 int32_t launch_cached(const mantou_context* context, const char* name, const Append& added, const Attention& p,
                       int32_t dtype) {
-  RETURN_IF_FAILED(
-      launch(name, append<T>, static_cast<unsigned>(divide_up(added.pairs, 256)), 256, 0, context->stream, added));
+  RETURN_IF_FAILED(launch(name, append<T>, grid_of(divide_up(added.pairs, 256)), 256, 0, context->stream, added));
   if (p.queries > 1) return attend(context, name, dtype, p);
   const bool vectors = in_vectors(dtype, p.dim, p.q, p.k, p.v) && p.q_stride % LANES<T> == 0;
   if (vectors) return launch_one<T, LANES<T>, MAX_HEAD_DIM / 32 / LANES<T>>(context, name, p);

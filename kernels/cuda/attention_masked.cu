@@ -83,7 +83,7 @@ int32_t mantou_attention_masked(mantou_context* context, int32_t dtype, int64_t 
         static_cast<long long>(int64_t{65535} * THREADS), static_cast<long long>(dv));
   CHECK(v && output && (dk == 0 || (q && k)), "%s: q, k, v or output is null", __func__);
   const Masked p = {queries, keys, dk, dv, scale, q, k, v, mask, output};
-  const dim3 grid(static_cast<unsigned>(batch * queries), static_cast<unsigned>(divide_up(dv, THREADS)));
+  const dim3 grid = grid_of(batch * queries, divide_up(dv, THREADS));
   return with_type(dtype, [&](auto type) {
     return launch("mantou_attention_masked", attend<decltype(type)>, grid, THREADS, 0, context->stream, p);
   });

@@ -330,8 +330,8 @@ int32_t launch_forward(const mantou_context* context, const char* name, const At
   using S = Scalar<DIM>;
   const int blocks = (p.queries - 1) / S::TILE + 1;
   const Order order = order_of(context, p.batch * p.heads, blocks, int64_t{8} * p.places.capacity * p.dim, true);
-  return launch(name, attend<T, DIM>, static_cast<unsigned>(order.heads * blocks), THREADS, S::shared_bytes(3),
-                context->stream, p, order);
+  return launch(name, attend<T, DIM>, grid_of(order.heads * blocks), THREADS, S::shared_bytes(3), context->stream, p,
+                order);
 }
 
 template <typename T, int DIM>
@@ -341,11 +341,11 @@ int32_t launch_backward(const mantou_context* context, const AttentionBackward& 
   const int blocks = (p.length - 1) / S::TILE + 1;
   const int64_t bytes = int64_t{8} * p.length * p.dim;
   const Order queries = order_of(context, p.batch * p.heads, blocks, bytes, true);
-  RETURN_IF_FAILED(launch(NAME, differentiate_queries<T, DIM>, static_cast<unsigned>(queries.heads * blocks), THREADS,
-                          S::shared_bytes(4), context->stream, p, queries));
+  RETURN_IF_FAILED(launch(NAME, differentiate_queries<T, DIM>, grid_of(queries.heads * blocks), THREADS, S::shared_bytes(4),
+                          context->stream, p, queries));
   const Order keys = order_of(context, p.batch * p.kv_heads, blocks, bytes * (p.heads / p.kv_heads), false);
-  return launch(NAME, differentiate_keys<T, DIM>, static_cast<unsigned>(keys.heads * blocks), THREADS,
-                S::shared_bytes(4), context->stream, p, keys);
+  return launch(NAME, differentiate_keys<T, DIM>, grid_of(keys.heads * blocks), THREADS, S::shared_bytes(4),
+                context->stream, p, keys);
 }
 
 // Calls run with the narrowest of the widths that kernels are made for.

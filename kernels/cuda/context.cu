@@ -85,7 +85,9 @@ int32_t mantou_context_create(int32_t device, int32_t threads, mantou_context** 
 
 int32_t mantou_context_destroy(mantou_context* context) {
   if (!context) return MANTOU_OK;
-  // What is left to do has nobody to report to.
+  // What is left to do has nobody to report to. Nothing may be freed that queued work still uses.
+  for (const cudaStream_t stream : {context->stream, context->copy_stream})
+    if (stream) cudaStreamSynchronize(stream);
   if (context->matmul.destroy) context->matmul.destroy(context->matmul.data);
   if (context->fault) cudaFreeHost(context->fault);
   if (context->scratch) cudaFree(context->scratch);

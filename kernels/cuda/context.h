@@ -118,8 +118,11 @@ inline int32_t launch(const char* name, void (*kernel)(Parameters...), dim3 grid
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// A grid of that many blocks; too many for CUDA make the launch fail.
-inline dim3 grid_of(int64_t blocks) { return dim3(blocks > 0x7fffffff ? 0xffffffffu : static_cast<unsigned>(blocks)); }
+// A grid of that many blocks, in two dimensions maybe; too many for CUDA make the launch fail.
+inline dim3 grid_of(int64_t blocks, int64_t second = 1) {
+  const auto held = [](int64_t count) { return count > 0x7fffffff ? 0xffffffffu : static_cast<unsigned>(count); };
+  return dim3(held(blocks), held(second));
+}
 
 // A grid for a kernel that strides over `work` pieces: enough blocks to fill the device `waves` times, no more.
 inline unsigned grid_for(const mantou_context* context, int64_t work, int waves) {

@@ -103,7 +103,7 @@ void destroy(void* data) {
   auto* const library = static_cast<Library*>(data);
   for (const auto& entry : library->plans) release(*library, entry.second);
   if (library->handle) library->call.destroy(library->handle);
-  if (library->file) dlclose(library->file);
+  // The library stays loaded: CUDA has been told of its kernels, and would have to be told that they are gone.
   delete library;
 }
 
@@ -115,10 +115,11 @@ const char* setting(const char* name) {
 }
 
 // Paths to try: what was asked for, else what the loader knows, the toolkit, and the Python environments of the PATH.
-std::vector<std::string> candidates() {
+std::vector<std::string> candidates([[maybe_unused]] const std::string& mode) {
   if (const char* asked = setting("MANTOU_CUBLASLT")) return {asked};
-  std::vector<std::string> paths;
-#if defined(__CUDACC__)  // there is no GPU for it otherwise
+#if !defined(__CUDACC__)
+  if (mode == "auto") return {};  // on the emulator there is no GPU for it
+#endif
   std::vector<std::string> patterns = {"/usr/local/cuda/lib64/libcublasLt.so.1[23]",
                                        "/usr/local/cuda/targets/*/lib/libcublasLt.so.1[23]"};
   if (const char* home = setting("CUDA_HOME")) patterns.insert(patterns.begin(), std::string(home) + "/lib64/libcublasLt.so.1[23]");
@@ -136,7 +137,7 @@ std::vector<std::string> candidates() {
       patterns.push_back(prefix + packages + "/nvidia/cublas/lib/libcublasLt.so.12");
     }
   }
-  paths = {"libcublasLt.so.13", "libcublasLt.so.12"};
+  std::vector<std::string> paths = {"libcublasLt.so.13", "libcublasLt.so.12"};
   for (const std::string& pattern : patterns) {
     glob_t found;
     if (glob(pattern.c_str(), 0, nullptr, &found) == 0) {
@@ -145,7 +146,6 @@ std::vector<std::string> candidates() {
       globfree(&found);
     }
   }
-#endif
   return paths;
 }
 
@@ -308,7 +308,7 @@ int32_t open_cublaslt(mantou_context* context) {
   context->matmul = {library, destroy};
   library->timed = mode != "untimed";
   std::string tried;
-  for (const std::string& path : candidates()) {
+  for (const std::string& path : candidates(mode)) {
     tried += (tried.empty() ? "" : ", ") + path;
     library->file = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (!library->file) continue;

@@ -215,7 +215,7 @@ GLOBAL void LAUNCH_BOUNDS(THREADS, 2) multiply_bf16(Product p) {
   }
 }
 
-// c (+)= the sum of `parts` matrices [m, n]: four neighbouring columns per thread.
+// c (+)= the sum of `parts` matrices [m, n]: two neighbouring columns per thread.
 GLOBAL void add_parts(Product p, const float* partial, int parts) {
   const int64_t size = static_cast<int64_t>(p.m) * p.n;
   const int64_t index = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * 2;
@@ -322,19 +322,19 @@ int32_t launch_tiles(const mantou_context* context, const Product& p) {
     product.bf16_output = product.accumulate = false;
     product.aligned_c = true;
   }
-  const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(parts));
+  const dim3 grid = grid_of(tiles, parts);
   RETURN_IF_FAILED(launch(NAME, multiply_bf16<TRANSPOSE_A, TRANSPOSE_B, SIDE>, grid, THREADS,
                           Tiling<TRANSPOSE_A, TRANSPOSE_B, SIDE>::SHARED_BYTES, context->stream, product));
   if (parts == 1) return MANTOU_OK;
-  const auto blocks = static_cast<unsigned>(divide_up(static_cast<int64_t>(p.m) * p.n / 2, 256));
+  const dim3 blocks = grid_of(divide_up(static_cast<int64_t>(p.m) * p.n / 2, 256));
   return launch(NAME, add_parts, blocks, 256, 0, context->stream, p, static_cast<const float*>(context->scratch), parts);
 }
 
 template <bool TRANSPOSE_A, bool TRANSPOSE_B>
 int32_t launch_product(const mantou_context* context, int32_t dtype, const Product& p) {
   if (dtype == MANTOU_FLOAT32)
-    return launch(NAME, multiply_float32<TRANSPOSE_A, TRANSPOSE_B>, static_cast<unsigned>(tiles_of(p, SIDE32)), 256, 0,
-                  context->stream, p);
+    return launch(NAME, multiply_float32<TRANSPOSE_A, TRANSPOSE_B>, grid_of(tiles_of(p, SIDE32)), 256, 0, context->stream,
+                  p);
   // Small tiles where large ones would leave some of the device without work.
   const int64_t large = tiles_of(p, 128);
   if (large * parts_for(context, p, large) < context->multiprocessors)
@@ -367,7 +367,7 @@ int32_t mantou_matmul(mantou_context* context, int32_t transpose_a, int32_t tran
   p.accumulate = accumulate != 0;
   if (k == 0) {
     if (accumulate) return MANTOU_OK;
-    return launch(NAME, clear, static_cast<unsigned>(divide_up(m * n, 256)), 256, 0, context->stream, p);
+    return launch(NAME, clear, grid_of(divide_up(m * n, 256)), 256, 0, context->stream, p);
   }
   CHECK_NOT_NULL(a, b);
   const int64_t a_row = transpose_a ? m : k, b_row = transpose_b ? k : n;

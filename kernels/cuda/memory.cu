@@ -10,9 +10,10 @@ using namespace mantou;
 
 // Turns what a kernel found into this call's error, once. That kernel must have finished.
 static int32_t report(mantou_context* context) {
+  if (context->fault->kind == NO_FAULT) return MANTOU_OK;
+  // A kernel queued later may have found it and not written all of it yet, and others may find more.
+  CHECK_CUDA(cudaStreamSynchronize(context->stream));
   const Fault fault = *context->fault;
-  if (fault.kind == NO_FAULT) return MANTOU_OK;
-  CHECK_CUDA(cudaStreamSynchronize(context->stream));  // others may be at work, and find more
   *context->fault = {};
   if (fault.kind == CACHE_FULL)
     return fail(MANTOU_INVALID_ARGUMENT, "mantou_attention_cached: tokens %d .. %lld do not fit the cache's capacity of %lld",
@@ -32,7 +33,8 @@ static int32_t report(mantou_context* context) {
 static int32_t finish(mantou_context* context, const char* function) {
   for (const cudaStream_t stream : {context->stream, context->copy_stream}) {
     const cudaError_t error = cudaStreamSynchronize(stream);
-    if (error != cudaSuccess) return cuda_failed(function, "an operation queued before", error);
+    if (error != cudaSuccess)
+      return cuda_failed(function, "an operation queued before (CUDA_LAUNCH_BLOCKING=1 tells which)", error);
   }
   return report(context);
 }

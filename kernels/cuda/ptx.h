@@ -48,7 +48,7 @@ __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&registers)[4], cons
 //   b0, b1: (rows 2 t and 2 t + 1, column g), (rows 2 t + 8 and 2 t + 9, column g)
 //   d: (row g, columns 2 t and 2 t + 1), (g + 8, same)
 __device__ __forceinline__ void mma_bf16_16816(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm(
+  asm volatile(  // all lanes take part, so it must stay where they are together
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])

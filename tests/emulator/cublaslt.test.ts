@@ -3,10 +3,10 @@
  * products run through that. The real library needs a GPU.
  */
 import { afterAll, beforeAll, expect, test } from "bun:test";
-import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { buildEmulatedLibrary } from "@mantou/model";
+import { buildEmulatedLibrary, hasGpu } from "@mantou/model";
 import { findCompiler } from "../../packages/model/src/build.ts";
 
 const scratch = mkdtempSync(join(tmpdir(), "mantou-cublaslt-"));
@@ -58,6 +58,22 @@ test("a library that is asked for and not there is an error that says where it w
     expect(output).toMatch(/cuBLASLt was asked for and not found \(tried .*none\.so\)/);
   }
 });
+
+// With a GPU the loader may find the real one, which comes first.
+test.skipIf(hasGpu())(
+  "one that pip has installed is found, in a virtual environment or beside Python on the PATH",
+  () => {
+    const packages = (prefix: string) => join(scratch, prefix, "lib/python3.12/site-packages/nvidia");
+    cpSync(library, join(packages("venv"), "cu13/lib/libcublasLt.so.13"));
+    cpSync(library, join(packages("conda"), "cublas/lib/libcublasLt.so.12"));
+    mkdirSync(join(scratch, "conda/bin"));
+    const path = `${process.env.PATH}:${join(scratch, "conda/bin")}`;
+    for (const [name, value] of Object.entries({ VIRTUAL_ENV: join(scratch, "venv"), PATH: path })) {
+      const { output } = bun(["-e", DESCRIBE], { MANTOU_MATMUL: "cublaslt", [name]: value });
+      expect(output).toContain("matrix products by cuBLASLt 99.1.2");
+    }
+  },
+);
 
 test("products in every orientation, with strides, added to or not, by the algorithm that works", () => {
   // Shapes on both sides, among them one that the stand-in has no algorithm for; larger ones would ask it nothing new.

@@ -5,10 +5,13 @@
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { chmodSync, cpSync, existsSync, mkdirSync, readFileSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { NativeError } from "@mantou/model";
 import { Tokenizer } from "@mantou/tokenizer";
 import { saveTokenizer } from "@mantou/tokenizer/files";
 import { isWholeCheckpoint, listCheckpoints } from "../../packages/train/src/checkpoint.ts";
+import { toUserError } from "../../packages/train/src/cli/known-errors.ts";
 import { writeTokens } from "../../packages/train/src/dataset.ts";
+import { UserError } from "../../packages/train/src/errors.ts";
 import { readMetrics } from "../../packages/train/src/metrics.ts";
 import { type Ended, Workplace, flags, newestStep, resultOf, root, smallFlags } from "./support/workplace.ts";
 import { storyText, succeeded, temporariesIn } from "./support/workplace.ts";
@@ -310,6 +313,26 @@ describe("a run directory that exists", () => {
     expect(failure(await place.run("generate", "--run", "runs/stories"), 2)).toContain("has no checkpoint yet");
     expect(failure(await place.run("eval", "--run", "runs/finished", "--data", "no.txt"), 2)).toContain("no.txt");
   });
+});
+
+test("what went wrong first is told, also where freeing fails after it", () => {
+  const train = () => {
+    const failing = (name: string) => ({ [Symbol.dispose]: () => void fail(name) });
+    const fail = (name: string): never => {
+      throw new NativeError(`${name}: an illegal memory access was encountered`, 5);
+    };
+    using _device = failing("mantou_synchronize");
+    using _memory = failing("mantou_free");
+    fail("mantou_wait_for_mark");
+  };
+  let thrown: unknown;
+  try {
+    train();
+  } catch (error) {
+    thrown = toUserError(error);
+  }
+  expect(thrown).toBeInstanceOf(UserError);
+  expect((thrown as UserError).message).toBe("mantou_wait_for_mark: an illegal memory access was encountered");
 });
 
 test("a loss that is no number stops the run; the last good checkpoint is kept and usable", async () => {

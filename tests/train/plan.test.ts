@@ -130,23 +130,43 @@ describe("plan", () => {
   });
 });
 
-test("running out of memory says what was asked, what the run needs and which settings shrink it", () => {
-  const config = configOf({ precision: "fp32" });
-  const error = outOfMemory(new NativeError("no memory for 7 bytes", OUT_OF_MEMORY), config);
-  expect(error.message).toContain("no memory for 7 bytes");
-  const { total } = planTraining(config);
-  expect(error.message).toMatch(new RegExp(`^  total +${formatBytes(total)}$`, "m"));
-  for (const part of [
-    "--micro-batch-size 2 (",
-    "--activations recompute (",
-    "--precision bf16 (",
-    "--model.contextLength 4 (",
-  ]) {
-    expect(error.fix).toContain(part);
+/** What a device says when it does not have so many bytes. */
+function refusal(name: "cpu" | "emulated", bytes: number): NativeError {
+  using device = openDevice(name, { threads: 1 });
+  try {
+    device.allocate(bytes);
+  } catch (error) {
+    return error as NativeError;
   }
-  const smallest = outOfMemory(error.cause as NativeError, { ...config, precision: "bf16", activations: "recompute" });
-  expect(smallest.fix).not.toMatch(/--precision|--activations/);
-});
+  throw new Error(`there were ${bytes} bytes`);
+}
+
+test.each(["cpu", "emulated"] as const)(
+  "running out of memory says what was asked, needed, and shrinks it: %s",
+  (name) => {
+    const config = configOf({ precision: "fp32" });
+    const refused = refusal(name, 2 ** 50);
+    expect(refused.status).toBe(OUT_OF_MEMORY);
+    const error = outOfMemory(refused, config);
+    expect(error.message).toMatch(/^mantou_malloc: no .*1125899906842624 .*MiB/);
+    const { total } = planTraining(config);
+    expect(error.message).toMatch(new RegExp(`^  total +${formatBytes(total)}$`, "m"));
+    for (const part of [
+      "--micro-batch-size 2 (",
+      "--activations recompute (",
+      "--precision bf16 (",
+      "--model.contextLength 4 (",
+    ]) {
+      expect(error.fix).toContain(part);
+    }
+    const smallest = outOfMemory(error.cause as NativeError, {
+      ...config,
+      precision: "bf16",
+      activations: "recompute",
+    });
+    expect(smallest.fix).not.toMatch(/--precision|--activations/);
+  },
+);
 
 describe("train", () => {
   const place = new Workplace();

@@ -15,6 +15,8 @@ const SPIN_COUNT = "1000";
 export const OUT_OF_MEMORY = 2;
 /** MANTOU_UNSUPPORTED */
 const UNSUPPORTED = 3;
+/** MANTOU_DEVICE_ERROR */
+const DEVICE_ERROR = 5;
 
 /** A native call failed; the message is the library's own. */
 export class NativeError extends Error {
@@ -95,7 +97,10 @@ export class Native implements Disposable {
 
   /** Calls a function that returns a status. @throws NativeError */
   call<N extends SymbolName>(name: N, ...args: CallArguments<N>): void {
-    this.#check(this.#invoke(name, args));
+    const status = this.#invoke(name, args);
+    // What a driver says names no sizes.
+    const sizes = () => args.map((value) => (typeof value === "number" ? value : "…")).join(", ");
+    this.#check(status, status === DEVICE_ERROR ? `, called as ${name}(${sizes()})` : "");
   }
 
   /** Calls a function that returns a size in bytes. */
@@ -227,8 +232,8 @@ export class Native implements Disposable {
     return this.#functions[name](...raw);
   }
 
-  #check(status: unknown): void {
-    if (status !== 0) throw new NativeError(String(this.#functions.mantou_last_error()), Number(status));
+  #check(status: unknown, more = ""): void {
+    if (status !== 0) throw new NativeError(`${String(this.#functions.mantou_last_error())}${more}`, Number(status));
   }
 }
 

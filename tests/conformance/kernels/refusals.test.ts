@@ -81,5 +81,20 @@ onEveryType((subject) => {
       },
       /mantou_adamw.*master/,
     );
+    // The CPU would go through them.
+    if (subject.backend !== "cpu") {
+      const most = 2 ** 30;
+      refuses(
+        "more sequences than a grid has blocks, with the operation, its sizes and the grid",
+        // Five heads of 2^30 sequences are 2^30 blocks more than 32 bits count.
+        (on, t) => on.run("mantou_attention_forward", DTYPE, most, 1, 5, 5, 2, 1, t, 10, t, t, 10, null, null, t, t),
+        /^mantou_attention_forward: .*4294967295.*, called as mantou_attention_forward\([01], 1073741824, 1, 5, 5, 2, /,
+      );
+      refuses(
+        "more rows than a grid has blocks",
+        (on, t) => on.run("mantou_softmax", DTYPE, 2 * most, 1, 1, t, t),
+        /^mantou_softmax: .*4294967295.*, called as mantou_softmax\([01], 2147483648, 1, 1, …, …\)$/,
+      );
+    }
   });
 });

@@ -19,7 +19,10 @@ const systemFixes: Record<string, string> = {
   ENOTDIR: "check the path: part of it is a file",
 };
 
-export function toUserError(error: unknown): unknown {
+export function toUserError(thrown: unknown): unknown {
+  let error = thrown;
+  // What went wrong first: on a GPU that has failed, freeing its memory fails as well.
+  while (error instanceof SuppressedError) error = error.suppressed;
   if (error instanceof UserError || !(error instanceof Error)) return error;
   // The tokenizer's error on a file has the system's as its cause.
   const { code } = (error instanceof TokenizerError ? (error.cause ?? error) : error) as NodeJS.ErrnoException;
