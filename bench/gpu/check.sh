@@ -2,11 +2,12 @@
 # The GPU check without Bun, for a machine with nvcc, a GPU and a Python with PyTorch: builds the library, runs the wrappers
 # of PTX and captures by themselves, kernels.py (every operation against float64, twice, and its time beside PyTorch's),
 # and CUDA's sanitizers where they are installed. A stage that fails or takes too long does not keep the others from
-# running; one JSON file and one Markdown table in bench/results say what came of each. Without a GPU it compiles, says so
-# and exits 0.
+# running, and all of it takes at most 8 minutes; one JSON file and one Markdown table in bench/results say what came of
+# each. Without a GPU it compiles, says so and exits 0.
 # Whole models and training steps need Bun: bench/gpu/check.ts.
 # Usage: bench/gpu/check.sh [PYTHON]
 set -u
+started=$(date +%s)
 cd "$(dirname "$0")/../.."
 python=${1:-python3}
 nvcc=${NVCC:-nvcc}
@@ -16,9 +17,17 @@ mkdir -p "$out"
 stages=$out/stages.tsv
 failures=0
 
+# Sets limit to SECONDS, or to what is left of the 8 minutes.
+within() {
+  limit=$((480 - $(date +%s) + started))
+  [ "$limit" -lt "$1" ] || limit=$1
+  [ "$limit" -ge 1 ] || limit=1
+}
+
 # stage TITLE SECONDS COMMAND...
 stage() {
-  title=$1 limit=$2
+  title=$1
+  within "$2"
   shift 2
   printf '\n== %s\n' "$title"
   begun=$(date +%s)
@@ -55,10 +64,12 @@ stage "the wrappers of PTX" 30 "$out/wrappers"
 stage "captures" 30 "$out/captures"
 stage "every operation against float64, and beside PyTorch" 220 \
   "$python" bench/gpu/kernels.py "$out/libmantou.so" --out "$out/kernels.json" --seconds 210
-if command -v compute-sanitizer > /dev/null; then
+sanitizer=compute-sanitizer
+command -v "$sanitizer" > /dev/null || sanitizer=$(dirname "$nvcc")/compute-sanitizer
+if command -v "$sanitizer" > /dev/null; then
   for tool in memcheck racecheck; do
-    stage "$tool: the wrappers" 30 compute-sanitizer --tool "$tool" --error-exitcode 1 "$out/wrappers"
-    stage "$tool: every operation on small shapes" 90 compute-sanitizer --tool "$tool" --error-exitcode 1 \
+    stage "$tool: the wrappers" 30 "$sanitizer" --tool "$tool" --error-exitcode 1 "$out/wrappers"
+    stage "$tool: every operation on small shapes" 90 "$sanitizer" --tool "$tool" --error-exitcode 1 \
       "$python" bench/gpu/kernels.py "$out/libmantou.so" --small --no-bench --worker "$out/$tool.json"
   done
 else

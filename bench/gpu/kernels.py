@@ -2,7 +2,7 @@
 
 Usage: python bench/gpu/kernels.py LIBRARY [--out FILE.json] [--small] [--no-bench] [--seconds S]
 
-LIBRARY is libmantou.so as built from kernels/cuda; the emulated one serves too, without the benchmarks. Operations run on
+LIBRARY is libmantou.so as built from kernels/cuda; the emulated one serves too: what is timed is tried out then. Operations run on
 random inputs, with outputs full of NaN beforehand, twice (the bits must be equal), and are compared with float64. The
 benchmarks, which need a GPU and a PyTorch that sees it, time each operation and PyTorch's own beside it on the same card,
 and the card's copy bandwidth and matrix rate.
@@ -65,7 +65,7 @@ def work(options, state):
 
     from cases import cases, judge, matmul
     from library import DTYPES, Bench, Library
-    from timings import ceilings, groups, time_group
+    from timings import ceilings, groups, time_group, try_out
 
     library = Library(options.library)
     values = state.values
@@ -98,7 +98,10 @@ def work(options, state):
             return False
     for group, error in sorted(values["errors"].items()):
         print(f"{group:24} largest relative error {error:.1e}")
-    if place != "cuda" or options.no_bench:
+    if options.no_bench:
+        return True
+    if place != "cuda":
+        state.do("what is timed", lambda: try_out(Bench(library, torch.bfloat16, place)))
         return True
 
     def measure_card():

@@ -4,7 +4,8 @@
  * rate (MFU).
  * Usage: bun bench/gpu/step.ts [--shape tinystories|124m|350m …] [--steps 20] [--series 3] [--python PYTHON] [--peak TFLOPS]
  *        [--device cuda] [--seconds S] [--out FILE.json]
- * --peak is the dense bfloat16 rate that MFU is a share of: 989 for an H100 or H200. --seconds is what a peer may take.
+ * --peak is the dense bfloat16 rate that MFU is a share of: 989 for an H100 or H200. A peer that is still at work after
+ * --seconds since the start is stopped, so that none outlives this script.
  * The file is written after every shape; one that fails (too little memory, say) leaves its reason and the others go on.
  */
 import { writeFileSync } from "node:fs";
@@ -31,12 +32,14 @@ const { values } = parseArgs({
     python: { type: "string", default: "python3" },
     peak: { type: "string", default: "989" },
     device: { type: "string", default: "cuda" },
-    seconds: { type: "string", default: "240" },
+    seconds: { type: "string", default: "3600" },
     out: { type: "string" },
   },
 });
 const [steps, series] = [Number(values.steps), Number(values.series)];
 const WARMUP = 5;
+const started = performance.now();
+const left = () => Math.ceil(Number(values.seconds) * 1000 - (performance.now() - started));
 
 const median = (numbers: number[]) => numbers.toSorted((a, b) => a - b)[Math.floor(numbers.length / 2)]!;
 
@@ -83,10 +86,11 @@ function peer(shape: Shape): { ms: number; name: string } {
   const sizes = Object.entries(shape).flatMap(([name, value]) => [`--${name}`, String(value)]);
   const options = ["--steps", values.steps, "--series", values.series];
   options.push("--device", values.device === "cuda" ? "cuda" : "cpu");
+  if (left() < 1000) throw new Error("the peer: no time was left");
   const run = Bun.spawnSync([values.python, join(import.meta.dir, "step_peer.py"), ...sizes, ...options], {
-    timeout: Number(values.seconds) * 1000,
+    timeout: left(),
   });
-  if (run.exitedDueToTimeout) throw new Error(`the peer took more than ${values.seconds} s`);
+  if (run.exitedDueToTimeout) throw new Error(`the peer was not done ${values.seconds} s after the start`);
   if (!run.success) throw new Error(`the peer: ${run.stderr.toString().trim().split("\n").at(-1)}`);
   return JSON.parse(run.stdout.toString().trim().split("\n").at(-1)!) as { ms: number; name: string };
 }

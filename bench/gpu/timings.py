@@ -33,7 +33,7 @@ def time_ours(library, run, repeats=30):
     series = []
     for _ in range(8):
         started = time.perf_counter()
-        library.call("mantou_graph_replay", graph.value)
+        library.call("mantou_graph_replay", graph.value, None)
         library.synchronize()
         series.append((time.perf_counter() - started) * 1e3 / repeats)
     library.call("mantou_graph_destroy", graph.value)
@@ -239,6 +239,31 @@ def groups():
         yield f"matmul {sizes}", matmul, sizes
     for sizes in [(12, 12, 64, 65_536), (32, 8, 128, 32_768)]:
         yield f"attention of one token {sizes}", attention_cached, sizes
+
+
+def try_out(b):
+    """Does what is to be timed once, on small sizes, peers included that need no compiler: so that all of it is known to run
+    before there is a GPU. No time that it takes means anything."""
+    small = [
+        (attention, (2, 64, 2, 32)),
+        (attention, (1, 520, 1, 64, (300, None))),
+        (rmsnorm, (33, 64)),
+        (rmsnorm_residual, (33, 64)),
+        (swiglu, (33, 64)),
+        (cross_entropy, (17, 128)),
+        (adamw, (5000,)),
+        (embedding, (300, 50, 64)),
+        (matmul, (64, 48, 32)),
+        (attention_cached, (4, 2, 64, 600)),
+    ]
+    missing = {function.__name__ for _, function, _ in groups()} - {function.__name__ for function, _ in small}
+    assert not missing, f"not tried: {missing}"
+    for function, sizes in small:
+        for _, _, _, run, peers, _ in function(b, *sizes):
+            time_ours(b.library, run, 1)
+            for name, prepare in peers.items():
+                if "compiled" not in name and "cuDNN" not in name:
+                    prepare()()
 
 
 def time_group(b, function, sizes, bandwidth, rate):
