@@ -26,13 +26,21 @@ const left = () => SECONDS - (performance.now() - started) / 1000;
 let failures = 0;
 const environment: Record<string, string | undefined> = { ...process.env };
 
+/** What a command that is not to be seen prints; nothing where there is no such program or it fails. */
+function ask(...command: string[]): string {
+  if (!Bun.which(command[0]!)) return "";
+  const { success, stdout } = Bun.spawnSync(command, { stderr: "ignore" });
+  return success ? stdout.toString().trim() : "";
+}
+
 /** Runs a stage with its output on the terminal, and keeps what came of it. */
 function stage(title: string, seconds: number, command: string[], more: Record<string, string> = {}): void {
   console.log(`\n== ${title}`);
   const limit = Math.min(seconds, left());
   const begun = performance.now();
   let outcome = "no time was left";
-  if (limit > 1) {
+  if (!Bun.which(command[0]!)) outcome = `failed: there is no ${command[0]}`;
+  else if (limit > 1) {
     const { exitCode, exitedDueToTimeout } = Bun.spawnSync(command, {
       cwd: root,
       env: { ...environment, ...more },
@@ -64,12 +72,6 @@ function obstacle(): string | null {
   }
 }
 
-/** What a short program in Python prints. */
-function ask(program: string): string {
-  const { success, stdout } = Bun.spawnSync([values.python, "-c", program], { stderr: "ignore" });
-  return success ? stdout.toString().trim() : "";
-}
-
 rmSync(parts, { recursive: true, force: true });
 mkdirSync(parts, { recursive: true });
 const why = obstacle();
@@ -82,14 +84,14 @@ if (why !== null) {
 }
 
 // Its packages may hold cuBLASLt, which is looked for beside what is on the PATH.
-const prefix = ask("import sys; print(sys.prefix)");
+const prefix = ask(values.python, "-c", "import sys; print(sys.prefix)");
 if (prefix) environment.PATH = `${prefix}/bin:${environment.PATH}`;
 
 const library = buildCudaLibrary();
 const query = "name,driver_version,memory.total,clocks.sm,clocks.max.sm,clocks.mem";
-const device = Bun.spawnSync(["nvidia-smi", `--query-gpu=${query}`, "--format=csv"], { stderr: "ignore" });
-writeFileSync(join(parts, "device.csv"), device.stdout);
-console.log(device.stdout.toString());
+const device = ask("nvidia-smi", `--query-gpu=${query}`, "--format=csv");
+writeFileSync(join(parts, "device.csv"), `${device}\n`);
+console.log(device || "no nvidia-smi here: driver and clocks are not known");
 stage("registers and spills", 60, [bun, "bench/gpu/resources.ts"]);
 
 const [wrappers, captures] = ["wrappers", "captures"].map((name) => join(dirname(library), name)) as [string, string];
@@ -130,8 +132,9 @@ if (computeSanitizer) {
 } else console.log("\ncompute-sanitizer is not installed: not run");
 
 const report = [values.python, "bench/gpu/report.py", parts, "bench/results"];
-const written = Bun.spawnSync(report, { cwd: root, stdout: "inherit", stderr: "inherit" });
-if (!written.success) console.log(`the results are in ${parts}: ${report.join(" ")} failed`);
+const output = { cwd: root, stdout: "inherit", stderr: "inherit" } as const;
+const written = Bun.which(values.python) !== null && Bun.spawnSync(report, output).success;
+if (!written) console.log(`the results are in ${parts}: ${report.join(" ")} failed`);
 const took = ((performance.now() - started) / 60_000).toFixed(1);
 console.log(`${failures === 0 ? "everything passed" : `${failures} stages failed`}, ${took} minutes`);
-process.exit(failures > 0 || !written.success ? 1 : 0);
+process.exit(failures > 0 || !written ? 1 : 0);
