@@ -242,8 +242,10 @@ GLOBAL void LAUNCH_BOUNDS(Team::THREADS, (AT_ONCE<T, SPAN, Team>))
       if (place_of<Team, N>(j) < dim) write_dx(dys[j], values[j], residuals[j], place_of<Team, N>(j));
 #pragma unroll 1
     for (int i = first_read_again<Team, N, SPAN>(dim); i < dim; i += Team::SIZE * N) {
+      // Copies: through references, elements would be loaded one by one.
+      const Packs dy = pack_at<N>(doutput + at + i), v = pack_at<N>(x + at + i);
       const Packs residual = dresidual ? pack_at<N>(dresidual + at + i) : Packs{};
-      write_dx(pack_at<N>(doutput + at + i), pack_at<N>(x + at + i), residual, i);
+      write_dx(dy, v, residual, i);
     }
   }
 #pragma unroll
