@@ -95,7 +95,8 @@ console.log(device || "no nvidia-smi here: driver and clocks are not known");
 stage("registers and spills", 60, [bun, "bench/gpu/resources.ts"]);
 
 const [wrappers, captures] = ["wrappers", "captures"].map((name) => join(dirname(library), name)) as [string, string];
-const flags = ["-std=c++17", "-O3", "-gencode=arch=compute_80,code=[sm_80,compute_80]", "-cudart", "static"];
+const architectures = ["-gencode=arch=compute_80,code=[sm_80,compute_80]", "-gencode=arch=compute_90a,code=sm_90a"];
+const flags = ["-std=c++17", "-O3", ...architectures, "-cudart", "static"];
 stage("the wrappers of PTX: build", 60, [nvcc!.command, ...flags, "kernels/tests/wrappers.cu", "-o", wrappers]);
 stage("the wrappers of PTX", 20, [wrappers]);
 stage("captures: build", 60, [nvcc!.command, ...flags, "kernels/tests/captures.cu", "-o", captures]);
