@@ -1,9 +1,10 @@
 /**
  * Queued training steps against steps that wait, bit for bit: on the CPU, which does everything at once, and on a device
- * that behaves as badly as a GPU may (see queueing.ts); on a GPU where there is one.
+ * that behaves as badly as a GPU may (see queueing.ts); on a GPU where there is one. And losses of many batches likewise.
  */
 import { describe, expect, test } from "bun:test";
-import { AdamW, type Device, Muon, Stepper, TransformerLM, findNvcc, hasGpu, openDevice } from "@mantou/model";
+import { AdamW, type Device, Muon, Stepper, TransformerLM, findNvcc, hasGpu, losses, openDevice } from "@mantou/model";
+import { onEveryBackend } from "../conformance/backends.ts";
 import { goldenTrajectory } from "../support/golden.ts";
 import { randomInts } from "../support/ndarray.ts";
 import { queueing } from "../support/queueing.ts";
@@ -95,6 +96,73 @@ describe.each(cases)("queued steps in %s", (_, how) => {
       expect(counts).toEqual({ captured: 2, replayed: steps * parts - 1 + steps - 1 });
     });
   }
+});
+
+describe("losses of many batches", () => {
+  const sizes = [batchSize, batchSize, batchSize, batchSize, 1, 1, 1];
+  const options = { length: length - 1 };
+  /** Every batch in the same arrays, and what came out with `of`. */
+  function lossesOn(device: Device, of: (model: TransformerLM, batches: Generator<Batch>) => number[]): number[] {
+    const shared = batchOf(0, 0);
+    const batches = function* () {
+      for (const [i, sequences] of sizes.entries()) {
+        const { inputs, targets } = batchOf(i, 0);
+        shared.inputs.set(inputs);
+        shared.targets.set(targets);
+        const end = sequences * options.length;
+        yield { inputs: shared.inputs.subarray(0, end), targets: shared.targets.subarray(0, end) };
+      }
+    };
+    using model = new TransformerLM(golden.config, { device, weights: golden.initial, batchSize });
+    return of(model, batches());
+  }
+  type Batch = { inputs: Int32Array; targets: Int32Array };
+  const waited = (device: Device) =>
+    lossesOn(device, (model, batches) =>
+      Array.from(batches, ({ inputs, targets }) => model.loss(inputs, targets, options)),
+    );
+  const queuedOn = (device: Device) =>
+    lossesOn(device, (model, batches) => {
+      const { run } = device;
+      let waits = 0;
+      device.run = ((...args: Parameters<Device["run"]>) => {
+        if (args[0] === "mantou_copy") waits++;
+        run.apply(device, args);
+      }) as Device["run"];
+      const found = [...losses(model, batches, options)];
+      device.run = run;
+      if (device.isAsynchronous) expect(waits).toBe(0);
+      expect(found.map(({ count }) => count)).toEqual(sizes.map((sequences) => sequences * options.length));
+      return found.map(({ loss }) => loss);
+    });
+  using cpu = openDevice("cpu", { threads: 1 });
+  const expected = waited(cpu);
+
+  onEveryBackend((_, device) => {
+    test("are the same, batch for batch", () => expect(queuedOn(device)).toEqual(waited(device)));
+  });
+
+  for (const copies of ["late", "early"] as const) {
+    test(`on a device that queues, copying as ${copies} as it may`, () => {
+      using device = openDevice("cpu", { threads: 1 });
+      const counts = queueing(device, copies);
+      expect(queuedOn(device)).toEqual(expected);
+      expect(counts).toEqual({ captured: 2, replayed: 3 + 2 });
+    });
+  }
+
+  test("a batch that does not fit is refused, and what was queued comes to its end", () => {
+    using device = openDevice("cpu", { threads: 1 });
+    queueing(device, "late");
+    using model = new TransformerLM(golden.config, { device, weights: golden.initial, batchSize });
+    const { inputs, targets } = batchOf(0, 0);
+    const batches = [
+      { inputs, targets },
+      { inputs, targets: targets.subarray(1) },
+    ];
+    expect(() => [...losses(model, batches)]).toThrow("targets");
+    expect(model.loss(inputs, targets)).toBeGreaterThan(0);
+  });
 });
 
 test("refuses a third step in flight, tokens outside the vocabulary and batches of another size", () => {

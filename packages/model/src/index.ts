@@ -16,6 +16,7 @@ export {
   openDevice,
   openPlanningDevice,
 } from "./device.ts";
+export { losses } from "./evaluation.ts";
 export { type Finish, type GenerateOptions, GenerationBatch, type Sequence, generate } from "./generate.ts";
 export * as functional from "./functional.ts";
 export { fromBfloat16, fromFloat16, toBfloat16, toFloat16 } from "./half.ts";

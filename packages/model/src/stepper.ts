@@ -7,14 +7,8 @@
  */
 import type { AdamW } from "./adamw.ts";
 import type { HostMemory } from "./native.ts";
-import { Tensor } from "./tensor.ts";
 import type { TransformerLM } from "./transformer.ts";
-
-const COMPUTE = 0;
-const COPY = 1;
-
-/** Steps that can be queued before the first of them must be finished. */
-const IN_FLIGHT = 2;
+import { type Batch, COMPUTE, IN_FLIGHT, Uploads } from "./uploads.ts";
 
 /** Bytes of a step's scalars (learning rate, bias corrections) in page-locked memory, and of its norm. */
 const SCALAR_BYTES = 12;
@@ -35,8 +29,7 @@ export interface StepResult {
 }
 
 export class Stepper implements Disposable {
-  /** Where tokens and targets arrive before the compute stream takes them over. */
-  #incoming: Tensor;
+  #uploads: Uploads;
   /** Page-locked, one for each step in flight: tokens of its parts, scalars, norm, losses. */
   #staging: HostMemory[];
   #queued = 0;
@@ -48,9 +41,8 @@ export class Stepper implements Disposable {
     readonly options: StepperOptions,
   ) {
     const { device } = model;
-    const { tokens } = model.batch;
-    this.#incoming = Tensor.zeros(device, [2 * tokens.count], "int32", "activations");
-    const bytes = options.parts * (2 * tokens.bytes + 4) + SCALAR_BYTES + NORM_BYTES;
+    this.#uploads = new Uploads(model);
+    const bytes = options.parts * (this.#uploads.bytes + 4) + SCALAR_BYTES + NORM_BYTES;
     this.#staging = Array.from({ length: IN_FLIGHT }, () => device.allocateHost(bytes));
   }
 
@@ -64,31 +56,21 @@ export class Stepper implements Disposable {
    * @param batch gives the tokens of each part, whole batches of whole contexts
    * @throws RangeError for a token that is not in the vocabulary or a batch of another size
    */
-  queue(batch: (part: number) => { inputs: Int32Array; targets: Int32Array }, lr: number): void {
+  queue(batch: (part: number) => Batch, lr: number): void {
     if (this.inFlight >= IN_FLIGHT) throw new Error(`${IN_FLIGHT} steps are queued: finish one first`);
     const { model, optimizer } = this;
     const { device } = model;
     const staging = this.#staging[this.#queued % IN_FLIGHT]!;
-    const { tokens, targets } = model.batch;
+    const { tokens } = model.batch;
     const place = this.#places();
     optimizer.zeroGrad();
     for (let part = 0; part < this.options.parts; part++) {
-      const { inputs, targets: next } = batch(part);
-      for (const given of [inputs, next]) {
+      const { inputs, targets } = batch(part);
+      for (const given of [inputs, targets]) {
         if (given.length !== tokens.count) throw new RangeError(`${given.length} tokens are not ${tokens.count}`);
         model.checkTokens(given);
       }
-      const at = part * 2 * tokens.bytes;
-      staging.write(inputs, at);
-      staging.write(next, at + tokens.bytes);
-      const arriving = { memory: staging, byteOffset: at };
-      device.run("mantou_copy_async", this.#incoming, arriving, 2 * tokens.bytes, COPY);
-      device.run("mantou_stream_wait", COMPUTE, COPY);
-      const second = this.#incoming.view([tokens.count], tokens.count);
-      device.run("mantou_copy_async", tokens, this.#incoming, tokens.bytes, COMPUTE);
-      device.run("mantou_copy_async", targets, second, tokens.bytes, COMPUTE);
-      // From here on the next batch may arrive.
-      device.run("mantou_stream_wait", COPY, COMPUTE);
+      this.#uploads.queue(staging, part * this.#uploads.bytes, { inputs, targets });
       const loss = model.queueLossAndGradients(1 / this.options.parts);
       const result = { memory: staging, byteOffset: place.losses + 4 * part };
       device.run("mantou_copy_async", result, loss, 4, COMPUTE);
@@ -119,12 +101,12 @@ export class Stepper implements Disposable {
 
   [Symbol.dispose](): void {
     this.model.device.synchronize();
-    for (const each of [this.#incoming, ...this.#staging]) each[Symbol.dispose]();
+    for (const each of [this.#uploads, ...this.#staging]) each[Symbol.dispose]();
   }
 
   /** Where things lie in a step's page-locked memory, behind the tokens of its parts. */
   #places(): { scalars: number; norm: number; losses: number } {
-    const scalars = this.options.parts * 2 * this.model.batch.tokens.bytes;
+    const scalars = this.options.parts * this.#uploads.bytes;
     return { scalars, norm: scalars + SCALAR_BYTES, losses: scalars + SCALAR_BYTES + NORM_BYTES };
   }
 }

@@ -163,12 +163,12 @@ export class TransformerLM implements Disposable {
     targets: Int32Array,
     options: StepOptions & { gradientScale?: number } = {},
   ): number {
-    return this.#run(inputs, targets, options.length, options.gradientScale ?? 1);
+    return this.#run(inputs, targets, options, options.gradientScale ?? 1);
   }
 
   /** The loss alone. */
   loss(inputs: Int32Array, targets: Int32Array, options: StepOptions = {}): number {
-    return this.#run(inputs, targets, options.length, 0);
+    return this.#run(inputs, targets, options, 0);
   }
 
   /**
@@ -204,8 +204,8 @@ export class TransformerLM implements Disposable {
     this.store[Symbol.dispose]();
   }
 
-  #run(inputs: Int32Array, targets: Int32Array, givenLength: number | undefined, gradientScale: number): number {
-    const length = givenLength ?? this.config.contextLength;
+  /** @throws RangeError for a token that is not in the vocabulary or a batch that does not fit */
+  checkBatch(inputs: Int32Array, targets: Int32Array, { length = this.config.contextLength }: StepOptions = {}): void {
     const rows = inputs.length;
     if (targets.length !== rows) throw new RangeError(`${rows} inputs but ${targets.length} targets`);
     const isLength = Number.isInteger(length) && length >= 1 && length <= this.config.contextLength;
@@ -218,11 +218,16 @@ export class TransformerLM implements Disposable {
     }
     this.checkTokens(inputs);
     this.checkTokens(targets);
+  }
+
+  #run(inputs: Int32Array, targets: Int32Array, options: StepOptions, gradientScale: number): number {
+    this.checkBatch(inputs, targets, options);
+    const rows = inputs.length;
     this.prepare();
     const step = this.#step!;
     step.tokens.view([rows]).upload(inputs);
     step.targets.view([rows]).upload(targets);
-    const loss = this.#compute(rows, length, gradientScale);
+    const loss = this.#compute(rows, options.length ?? this.config.contextLength, gradientScale);
     const value = new Float32Array(new ArrayBuffer(4));
     loss.download(value);
     return value[0]!;
@@ -234,6 +239,11 @@ export class TransformerLM implements Disposable {
    */
   queueLossAndGradients(gradientScale: number): Tensor {
     return this.#compute(this.batch.tokens.count, this.config.contextLength, gradientScale);
+  }
+
+  /** The device's part of `loss`, without waiting, on the first `rows` tokens. @returns where the loss will be */
+  queueLoss(rows: number, { length = this.config.contextLength }: StepOptions = {}): Tensor {
+    return this.#compute(rows, length, 0);
   }
 
   /** Where a whole batch's tokens lie on the device, int32 [batchSize · contextLength] each. */

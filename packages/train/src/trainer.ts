@@ -5,7 +5,7 @@
  */
 import { mkdirSync } from "node:fs";
 import { join } from "node:path";
-import { AdamW, Muon, Stepper, type TransformerLM, deriveSeed, generate } from "@mantou/model";
+import { AdamW, Muon, Stepper, type TransformerLM, deriveSeed, generate, losses } from "@mantou/model";
 import type { Tokenizer } from "@mantou/tokenizer";
 import { checkpointName, loadCheckpoint, loadNewest, pruneCheckpoints } from "./checkpoint.ts";
 import { CheckpointWriter } from "./checkpoint-writer.ts";
@@ -74,10 +74,15 @@ export function evaluate(
   tokenBytes: Uint32Array,
 ): { valLoss: number; valPerplexity: number; valBitsPerByte: number } {
   let [nats, count, bytes] = [0, 0, 0];
-  for (const { inputs, targets } of reader.sweep(batches)) {
-    nats += model.loss(inputs, targets, { length: reader.contextLength }) * inputs.length;
-    count += inputs.length;
-    for (const id of targets) bytes += tokenBytes[id] ?? 0;
+  const counted = function* () {
+    for (const batch of reader.sweep(batches)) {
+      for (const id of batch.targets) bytes += tokenBytes[id] ?? 0;
+      yield batch;
+    }
+  };
+  for (const { loss, count: tokens } of losses(model, counted(), { length: reader.contextLength })) {
+    nats += loss * tokens;
+    count += tokens;
   }
   const valLoss = nats / count;
   return { valLoss, valPerplexity: Math.exp(valLoss), valBitsPerByte: nats / Math.LN2 / bytes };

@@ -5,7 +5,7 @@
 import { existsSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { openDevice } from "@mantou/model";
+import { losses, openDevice } from "@mantou/model";
 import { z } from "zod";
 import { BatchReader, TokenFile } from "../dataset.ts";
 import { UserError } from "../errors.ts";
@@ -54,10 +54,15 @@ await runCommand(async (argv) => {
     // A special token stands for no bytes of text.
     const specials = new Set(tokenizer.specialTokens.values());
     let [nats, tokens, bytes] = [0, 0, 0];
-    for (const { inputs, targets } of reader.sweep(Number.POSITIVE_INFINITY)) {
-      nats += model.loss(inputs, targets, { length: contextLength }) * targets.length;
-      tokens += targets.length;
-      for (const token of targets) bytes += specials.has(token) ? 0 : tokenizer.tokenBytes(token).length;
+    const counted = function* () {
+      for (const batch of reader.sweep(Number.POSITIVE_INFINITY)) {
+        for (const token of batch.targets) bytes += specials.has(token) ? 0 : tokenizer.tokenBytes(token).length;
+        yield batch;
+      }
+    };
+    for (const { loss, count } of losses(model, counted(), { length: contextLength })) {
+      nats += loss * count;
+      tokens += count;
       bar.update(tokens, { loss: (nats / tokens).toFixed(4) });
     }
     bar.finish();
