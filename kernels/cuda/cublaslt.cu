@@ -206,36 +206,37 @@ float time_of(const mantou_context* context, const Plan& plan, const Proposal& p
   return least;
 }
 
-// The fastest of the proposals; the first where nothing can be timed.
-const Proposal& choose(const mantou_context* context, const Plan& plan, const std::vector<Proposal>& proposals,
+// The fastest of the proposals, null where none works; the first where nothing can be timed.
+const Proposal* choose(const mantou_context* context, const Plan& plan, const std::vector<Proposal>& proposals,
                        const MatmulArguments& p) {
   cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
-  if (proposals.size() == 1 || !library_of(context)->timed ||
+  if (!library_of(context)->timed ||
       cudaStreamIsCapturing(context->stream, &capture) != cudaSuccess || capture != cudaStreamCaptureStatusNone)
-    return proposals[0];
+    return &proposals[0];
   // What is added to must not be touched: runs go to memory of their own. Otherwise C is overwritten anyway.
   void* c = p.c;
   if (p.accumulate) {
     const int64_t bytes = ((p.m - 1) * p.ldc + p.n) * bytes_of(p.output_dtype);
     if (cudaMalloc(&c, static_cast<size_t>(bytes)) != cudaSuccess) {
       cudaGetLastError();  // forgets the error
-      return proposals[0];
+      return &proposals[0];
     }
     if (cudaMemsetAsync(c, 0, static_cast<size_t>(bytes), context->stream) != cudaSuccess) cudaGetLastError();
   }
   cudaEvent_t start = nullptr, stop = nullptr;
-  size_t best = 0;
+  const Proposal* best = &proposals[0];
   if (cudaEventCreateWithFlags(&start, 0) == cudaSuccess && cudaEventCreateWithFlags(&stop, 0) == cudaSuccess) {
     float least = -1;
-    for (size_t i = 0; i < proposals.size(); i++) {
-      const float time = time_of(context, plan, proposals[i], p, c, start, stop);
-      if (time >= 0 && (least < 0 || time < least)) least = time, best = i;
+    best = nullptr;
+    for (const Proposal& proposal : proposals) {
+      const float time = time_of(context, plan, proposal, p, c, start, stop);
+      if (time >= 0 && (least < 0 || time < least)) least = time, best = &proposal;
     }
   }
   if (stop) cudaEventDestroy(stop);
   if (start) cudaEventDestroy(start);
   if (c != p.c) cudaFree(c);
-  return proposals[best];
+  return best;
 }
 
 std::vector<Proposal> proposals_for(const Library& library, const Plan& plan, const MatmulArguments& p) {
@@ -285,7 +286,9 @@ Plan make_plan(const mantou_context* context, const MatmulArguments& p) {
   if (known == choices.end()) {
     const std::vector<Proposal> proposals = proposals_for(library, plan, p);
     if (proposals.empty()) return plan;
-    known = choices.emplace(key, choose(context, plan, proposals, p)).first;
+    const Proposal* const chosen = choose(context, plan, proposals, p);
+    if (!chosen) return plan;
+    known = choices.emplace(key, *chosen).first;
   }
   const Proposal& best = known->second;
   plan.possible = true;

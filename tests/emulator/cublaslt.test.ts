@@ -111,6 +111,20 @@ test("a step that was captured, and its replays; a shape first seen in a capture
   expect(output).toContain("mantou_matmul: cuBLASLt, [8, 8] x [8, 8]: the stand-in failed");
 }, 300_000);
 
+test("where none of the proposals works, our own kernels multiply", () => {
+  const script = `
+    import { Tensor, openDevice, operations } from "@mantou/model";
+    using device = openDevice("emulated");
+    using a = Tensor.from(device, [1, 2], Float32Array.of(2, 3));
+    using b = Tensor.from(device, [2, 5], Float32Array.of(1, 2, 3, 4, 5, 10, 20, 30, 40, 50));
+    using c = Tensor.zeros(device, [1, 5]);
+    for (let time = 0; time < 2; time++) operations.matmul(c, a, b);
+    console.log(device.description, ...c.toFloat32Array());
+  `;
+  const { output } = bun(["-e", script], { MANTOU_CUBLASLT: library });
+  expect(output).toContain("cuBLASLt 99.1.2 32 64 96 128 160");
+});
+
 test("untimed takes the first proposal, and says so when it fails", () => {
   const script = `
     import { Tensor, openDevice, operations } from "@mantou/model";
