@@ -9,6 +9,7 @@ import { takeSnapshot } from "../../packages/train/src/checkpoint.ts";
 import type { SettledConfig } from "../../packages/train/src/config.ts";
 import { estimateSeconds } from "../../packages/train/src/estimate.ts";
 import { formatPlan, outOfMemory, planTraining } from "../../packages/train/src/plan.ts";
+import { measurePeak } from "../../packages/train/src/measure.ts";
 import { modelConfig, modelOptions } from "../../packages/train/src/run.ts";
 import { formatBytes } from "../../packages/train/src/terminal/format.ts";
 import { createOptimizer } from "../../packages/train/src/trainer.ts";
@@ -167,6 +168,24 @@ test.each(["cpu", "emulated"] as const)(
     expect(smallest.fix).not.toMatch(/--precision|--activations/);
   },
 );
+
+test("what is left of memory is enough to measure the device by", () => {
+  using device = openDevice("emulated");
+  const allocate = device.allocate.bind(device);
+  const asked: number[] = [];
+  device.allocate = (bytes, kind) => {
+    asked.push(bytes);
+    if (bytes > 1000) throw new NativeError("no memory", OUT_OF_MEMORY);
+    return allocate(bytes, kind);
+  };
+  expect(measurePeak(device, "float32")).toBeGreaterThan(0);
+  expect(asked).toEqual([16384, 4096, 1024, 256, 256, 256]);
+  expect(device.memory.total).toBe(0);
+  device.allocate = () => {
+    throw new NativeError("no memory", OUT_OF_MEMORY);
+  };
+  expect(() => measurePeak(device, "float32")).toThrow("no memory");
+});
 
 describe("train", () => {
   const place = new Workplace();

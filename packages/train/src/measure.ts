@@ -1,5 +1,6 @@
 /** What a run measures besides its loss: the sizes of weights and updates, arithmetic, bytes of text. */
-import { type Device, type FloatType, Tensor, type TransformerLM, operations } from "@mantou/model";
+import { type Device, type FloatType, NativeError, OUT_OF_MEMORY, Tensor } from "@mantou/model";
+import { type TransformerLM, operations } from "@mantou/model";
 import type { Tokenizer } from "@mantou/tokenizer";
 
 /**
@@ -14,11 +15,17 @@ export function flopsPerToken(model: TransformerLM): number {
 
 /** Floating-point operations a second of a square matrix product of that type, the best of a few. */
 export function measurePeak(device: Device, type: FloatType): number {
-  const size = { cpu: 768, cuda: 8192, emulated: 64 }[device.name];
-  using a = Tensor.zeros(device, [size, size], type);
-  using b = Tensor.zeros(device, [size, size], type);
-  using c = Tensor.zeros(device, [size, size], type);
-  return (2 * size ** 3) / bestSeconds(device, () => operations.matmul(c, a, b));
+  for (let size = { cpu: 768, cuda: 8192, emulated: 64 }[device.name]; ; size /= 2) {
+    try {
+      using a = Tensor.zeros(device, [size, size], type);
+      using b = Tensor.zeros(device, [size, size], type);
+      using c = Tensor.zeros(device, [size, size], type);
+      return (2 * size ** 3) / bestSeconds(device, () => operations.matmul(c, a, b));
+    } catch (error) {
+      // A model that fits shall not fail for the sake of a yardstick.
+      if (!(error instanceof NativeError && error.status === OUT_OF_MEMORY) || size === 1) throw error;
+    }
+  }
 }
 
 /** Bytes a second of adding two arrays that no cache holds, the best of a few. */
