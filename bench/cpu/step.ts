@@ -15,8 +15,8 @@ import { Peer, median } from "./peer.ts";
 import { report } from "./report.ts";
 
 const shapes = {
-  /** nanoGPT's small CPU configuration. */
-  shakespeare: { vocab: 65, ctx: 64, d: 128, layers: 4, heads: 4, ff: 344, batch: 12, steps: 60, warmup: 10 },
+  /** nanoGPT's small CPU configuration. The first steps are those in which JavaScript is still being compiled. */
+  shakespeare: { vocab: 65, ctx: 64, d: 128, layers: 4, heads: 4, ff: 344, batch: 12, steps: 200, warmup: 50 },
   /** The CS336 handout's 17M TinyStories shape. */
   tinystories: { vocab: 10_000, ctx: 256, d: 512, layers: 4, heads: 16, ff: 1344, batch: 8, steps: 5, warmup: 2 },
 };
