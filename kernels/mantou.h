@@ -75,6 +75,10 @@ MANTOU_API int32_t mantou_context_create(int32_t device, int32_t threads, mantou
 /* Destroys the context; memory allocated from it must have been freed. Null is allowed. */
 MANTOU_API int32_t mantou_context_destroy(mantou_context* context);
 
+/* Bytes of device memory that a context takes for its scratch, beside what mantou_malloc gives; no device is needed to
+ * ask. 0 on the CPU, where scratch is memory of the host. */
+MANTOU_API int64_t mantou_context_bytes(void);
+
 /* Writes a line such as "Intel(R) Xeon(R), 2 threads, AVX-512" to `text` (host, `capacity` bytes, NUL-terminated). */
 MANTOU_API int32_t mantou_context_describe(mantou_context* context, char* text, int64_t capacity);
 

@@ -137,6 +137,8 @@ int32_t mantou_context_create(int32_t device, int32_t threads, mantou_context** 
   return MANTOU_OK;
 }
 
+int64_t mantou_context_bytes(void) { return 0; }
+
 int32_t mantou_context_destroy(mantou_context* context) {
   if (!context) return MANTOU_OK;
   delete context->capture;

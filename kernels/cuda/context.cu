@@ -29,7 +29,7 @@ const char* mantou_last_error(void) { return last_error; }
 
 // ---- contexts ----------------------------------------------------------------------------------------------------
 
-constexpr int64_t SCRATCH_BYTES = int64_t{64} << 20;
+int64_t mantou_context_bytes(void) { return int64_t{64} << 20; }
 
 // Compute capability, the oldest that the kernels are compiled for.
 constexpr int OLDEST = 8;
@@ -58,8 +58,8 @@ static int32_t fill_in(mantou_context* context, int32_t device) {
   CHECK_CUDA(cudaStreamCreateWithFlags(&context->copy_stream, cudaStreamNonBlocking));
   CHECK_CUDA(cudaEventCreateWithFlags(&context->event, cudaEventDisableTiming));
   for (cudaEvent_t& mark : context->marks) CHECK_CUDA(cudaEventCreateWithFlags(&mark, cudaEventDisableTiming));
-  CHECK_CUDA(cudaMalloc(&context->scratch, SCRATCH_BYTES));
-  context->scratch_bytes = SCRATCH_BYTES;
+  CHECK_CUDA(cudaMalloc(&context->scratch, static_cast<size_t>(mantou_context_bytes())));
+  context->scratch_bytes = mantou_context_bytes();
   void* fault = nullptr;
   CHECK_CUDA(cudaHostAlloc(&fault, sizeof(Fault), cudaHostAllocMapped | cudaHostAllocPortable));
   context->fault = static_cast<Fault*>(fault);

@@ -1,8 +1,9 @@
 /** What a run needs, told before it starts: the plan against what is then allocated, and what running out of it says. */
 import { afterAll, describe, expect, test } from "bun:test";
-import { existsSync } from "node:fs";
-import { Decoder, type MemoryKind, NativeError, OUT_OF_MEMORY, TransformerLM, openDevice } from "@mantou/model";
-import { PlanningDevice, Tensor, openPlanningDevice } from "@mantou/model";
+import { existsSync, readFileSync, readdirSync } from "node:fs";
+import { join } from "node:path";
+import { Decoder, type MemoryKind, NativeError, OUT_OF_MEMORY, Stepper, TransformerLM } from "@mantou/model";
+import { PlanningDevice, Tensor, Uploads, openDevice, openPlanningDevice } from "@mantou/model";
 import { Tokenizer } from "@mantou/tokenizer";
 import { saveTokenizer } from "@mantou/tokenizer/files";
 import { takeSnapshot } from "../../packages/train/src/checkpoint.ts";
@@ -51,6 +52,34 @@ describe("plan", () => {
       expect(plan.checkpointCopy).toBe(snapshot.tensors.reduce((sum, { values }) => sum + values.byteLength, 0));
     });
   }
+
+  test.each(choices)("for a GPU is what the same takes there: %s, %s", (precision, activations) => {
+    const config = configOf({ device: "cuda", precision, activations });
+    using device = openDevice("emulated");
+    using model = new TransformerLM(modelConfig(config), { device, ...modelOptions(config) });
+    model.prepare();
+    using optimizer = createOptimizer(model, config);
+    using _stepper = new Stepper(model, optimizer, { parts: 2, maxNorm: 1 });
+    using _validation = new Uploads(model);
+    using decoder = new Decoder(model);
+    decoder.forward(new Int32Array(config.model.contextLength / 2));
+    const plan = planTraining(config);
+    expect(new Map(plan.memory)).toEqual(new Map(device.memory.entries()));
+    expect(formatPlan(plan)).toContain("what CUDA itself takes");
+  });
+
+  test("for a GPU misses nothing that the library allocates unasked", () => {
+    const folder = join(import.meta.dir, "../../kernels/cuda");
+    const found = readdirSync(folder).flatMap((name) => {
+      const calls = readFileSync(join(folder, name), "utf8").match(/\bcudaMalloc\w*\(&?[\w>-]+/g) ?? [];
+      return calls.map((call) => `${name}: ${call}`);
+    });
+    expect(found.sort()).toEqual([
+      "context.cu: cudaMalloc(&context->scratch", // mantou_context_bytes
+      "cublaslt.cu: cudaMalloc(&c", // to time a product, where there is room; freed at once
+      "memory.cu: cudaMalloc(memory", // mantou_malloc
+    ]);
+  });
 
   test("counts parameters, gradients, moments and the float32 copy at their size", () => {
     const { parameters } = planTraining(configOf());
@@ -108,6 +137,7 @@ describe("plan", () => {
   test("holds nothing, so that a model of any size is planned in no time", () => {
     using device = openPlanningDevice("cuda");
     expect(device).toBeInstanceOf(PlanningDevice);
+    const before = device.memory.total;
     const tensor = Tensor.zeros(device, [1e6, 1e6], "bfloat16", "activations");
     expect(device.memory.of("activations")).toBe(2e12);
     expect(() => {
@@ -115,7 +145,7 @@ describe("plan", () => {
       cpu.run("mantou_fill", tensor, 0, 4);
     }).toThrow("only planned");
     tensor[Symbol.dispose]();
-    expect(device.memory.total).toBe(0);
+    expect(device.memory.total).toBe(before);
   });
 
   test("is printed as a table with its sum, arithmetic and tokens", () => {
@@ -171,6 +201,7 @@ test.each(["cpu", "emulated"] as const)(
 
 test("what is left of memory is enough to measure the device by", () => {
   using device = openDevice("emulated");
+  const before = device.memory.total;
   const allocate = device.allocate.bind(device);
   const asked: number[] = [];
   device.allocate = (bytes, kind) => {
@@ -180,7 +211,7 @@ test("what is left of memory is enough to measure the device by", () => {
   };
   expect(measurePeak(device, "float32")).toBeGreaterThan(0);
   expect(asked).toEqual([16384, 4096, 1024, 256, 256, 256]);
-  expect(device.memory.total).toBe(0);
+  expect(device.memory.total).toBe(before);
   device.allocate = () => {
     throw new NativeError("no memory", OUT_OF_MEMORY);
   };
@@ -203,6 +234,7 @@ describe("train", () => {
     expect(stdout).toMatch(/^ +master weights +5\.\d+ GiB$/m);
     expect(stdout).toMatch(/^ +parameters +1\.\d+B$/m);
     expect(stdout).toMatch(/^ +time +not known/m);
+    expect(stdout).toMatch(/^ +and what CUDA itself takes/m);
     expect(existsSync(place.path("runs"))).toBe(false);
   });
 

@@ -55,6 +55,7 @@ export class Device implements Disposable {
     native: Native,
   ) {
     this.#native = native;
+    this.memory.add("workspace", native.size("mantou_context_bytes"));
   }
 
   /** One line: processor or GPU, threads, instruction set. */
@@ -151,7 +152,8 @@ export class Device implements Disposable {
 
 /**
  * Counts what a program would allocate, for models that may not fit: it runs on this device what the program runs on
- * another, and then reads `memory`, or `profile` for what there would be to compute. Sizes of workspaces are those of the library that it is made with.
+ * another, and then reads `memory`, or `profile` for what there would be to compute. Sizes of workspaces are those of the
+ * library that it is made with.
  */
 export class PlanningDevice extends Device {
   #native: Native;
@@ -172,14 +174,20 @@ export class PlanningDevice extends Device {
     this.memory.add(kind, bytes);
     return this.#native.imagine(bytes, () => this.memory.add(kind, -bytes));
   }
+
+  override allocateHost(bytes: number): HostMemory {
+    return this.#native.imagineHost(bytes);
+  }
 }
 
 /**
- * A device to plan on; it needs no GPU.
+ * A device to plan on; it needs no GPU: compiled for the emulator, the CUDA kernels ask for the same workspaces.
  * @throws BuildError without a compiler
  */
 export function openPlanningDevice(name: "cpu" | "cuda", options: Pick<DeviceOptions, "log"> = {}): PlanningDevice {
-  return new PlanningDevice(name, "a plan", new Native(buildCpuLibrary(options), { threads: 1 }));
+  const buildGpuLibrary = () => (hasGpu() ? buildCudaLibrary(options) : buildEmulatedLibrary("plain", options));
+  const library = name === "cpu" ? buildCpuLibrary(options) : buildGpuLibrary();
+  return new PlanningDevice(name, "a plan", new Native(library, null));
 }
 
 /**

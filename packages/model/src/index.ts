@@ -34,4 +34,5 @@ export { SafetensorsError, SafetensorsFile, type TensorEntry } from "./safetenso
 export { safetensorsChunks, writeAtomically } from "./safetensors.ts";
 export { type StepResult, Stepper, type StepperOptions } from "./stepper.ts";
 export { type DType, type FloatType, type NdArray, Tensor, elementCount } from "./tensor.ts";
+export { Uploads } from "./uploads.ts";
 export { TransformerLM, type TransformerOptions, parameterGroups } from "./transformer.ts";

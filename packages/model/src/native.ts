@@ -66,10 +66,11 @@ export class Native implements Disposable {
 
   /**
    * @param path absolute path of the library
-   * @param options ordinal of the device (GPU); threads, 0 for as many as the process may run on
+   * @param options ordinal of the device (GPU); threads, 0 for as many as the process may run on. Null for a library
+   *   without a device, which only `size`, `imagine` and `imagineHost` can be asked of
    * @throws NativeError when the library cannot be loaded or speaks another version of the ABI
    */
-  constructor(path: string, options: { device?: number; threads?: number } = {}) {
+  constructor(path: string, options: { device?: number; threads?: number } | null = {}) {
     const declarations = Object.fromEntries(
       Object.entries(symbols).map(([name, { result, parameters }]) => [
         name,
@@ -90,6 +91,7 @@ export class Native implements Disposable {
       throw new NativeError(`${path} has ABI version ${version}, this program needs ${ABI_VERSION}: rebuild it`, 0);
     }
     this.backend = String(this.#functions.mantou_backend());
+    if (options === null) return;
     const handle = new BigUint64Array(new ArrayBuffer(8));
     this.#check(this.#functions.mantou_context_create(options.device ?? 0, options.threads ?? 0, handle));
     this.#context = Number(handle[0]);
@@ -173,6 +175,11 @@ export class Native implements Disposable {
   /** A stand-in of that size for planning, with nothing behind it: no call takes it. */
   imagine(bytes: number, onFree: () => void): Memory {
     return new Memory(this, 0, bytes, onFree);
+  }
+
+  /** The same of host memory. */
+  imagineHost(bytes: number): HostMemory {
+    return new HostMemory(this, 0, bytes, () => {});
   }
 
   /** Maps a file read-only. @throws NativeError naming the path */
@@ -321,10 +328,10 @@ export class Memory implements Disposable {
 export class HostMemory extends Memory {
   #bytes: Uint8Array | undefined;
 
-  /** Made by `Native.allocateHost` alone. */
+  /** Made by `Native.allocateHost` and `imagineHost` alone. */
   constructor(native: Native, address: number, bytes: number, free: () => void) {
     super(native, address, bytes, free);
-    this.#bytes = new Uint8Array(toArrayBuffer(address as Pointer, 0, bytes));
+    this.#bytes = new Uint8Array(address === 0 ? new ArrayBuffer(0) : toArrayBuffer(address as Pointer, 0, bytes));
   }
 
   write(data: Float32Array | Int32Array, byteOffset = 0): void {

@@ -19,6 +19,7 @@ export const symbols = {
   mantou_backend: { result: "text", parameters: [] },
   mantou_last_error: { result: "text", parameters: [] },
   mantou_context_create: status("i32", "i32", P),
+  mantou_context_bytes: size(),
   mantou_context_destroy: status("context"),
   mantou_context_describe: status("context", P, I),
   mantou_context_preferred_dtype: status("context", P, P, I),

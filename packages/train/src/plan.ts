@@ -2,7 +2,8 @@
  * What a run needs, before it starts: memory by kind, parameters, arithmetic, tokens. The memory is counted by building
  * the model and the optimizer on a planning device, so what allocates and what counts is the same code.
  */
-import { Decoder, type MemoryKind, type NativeError, Stepper, TransformerLM, openPlanningDevice } from "@mantou/model";
+import { Decoder, type MemoryKind, type NativeError, Stepper, TransformerLM, Uploads } from "@mantou/model";
+import { openPlanningDevice } from "@mantou/model";
 import { snapshotBytes } from "./checkpoint.ts";
 import type { SettledConfig } from "./config.ts";
 import { UserError } from "./errors.ts";
@@ -14,6 +15,8 @@ import { plainStyle, type Style } from "./terminal/style.ts";
 import { createOptimizer } from "./trainer.ts";
 
 export interface Plan {
+  /** What it is for. */
+  device: "cpu" | "cuda";
   /** Bytes on the device, by kind. */
   memory: [kind: MemoryKind, bytes: number][];
   /** All of `memory`. */
@@ -29,17 +32,20 @@ export interface Plan {
 
 /** @throws BuildError without a compiler */
 export function planTraining(config: SettledConfig): Plan {
-  using device = openPlanningDevice(config.device === "cpu" ? "cpu" : "cuda", { log: () => {} });
+  const name = config.device === "cpu" ? "cpu" : "cuda";
+  using device = openPlanningDevice(name);
   using model = new TransformerLM(modelConfig(config), { device, ...modelOptions(config) });
   model.prepare();
   using optimizer = createOptimizer(model, config);
   const stepping = { parts: config.batchSize / config.microBatchSize, maxNorm: config.clipNorm };
   using _stepper = device.isAsynchronous ? new Stepper(model, optimizer, stepping) : null;
+  using _validation = device.isAsynchronous ? new Uploads(model) : null;
   // A sample on the way reads half a context at once when the context is full.
   using decoder = new Decoder(model);
   decoder.forward(new Int32Array(Math.max(1, Math.floor(config.model.contextLength / 2))));
   const tokensPerStep = config.batchSize * config.model.contextLength;
   return {
+    device: name,
     memory: device.memory.entries(),
     total: device.memory.total,
     checkpointCopy: snapshotBytes({ model, optimizer }),
@@ -77,10 +83,12 @@ export function formatPlan(plan: Plan, seconds?: [from: number, to: number], sty
   ].join("\n");
 }
 
-function memoryTable({ memory, total }: Plan): string {
+function memoryTable({ device, memory, total }: Plan): string {
   const rows = [...memory.toSorted(([, a], [, b]) => b - a), ["total", total] as const];
   const table = formatTable(rows.map(([kind, bytes]): Cell[] => [kind, formatBytes(bytes).padStart(10)]));
-  return table.replaceAll(/^/gm, "  ");
+  const more =
+    device === "cuda" ? "\nand what CUDA itself takes, which only the GPU can tell: context, code, cuBLASLt" : "";
+  return `${table}${more}`.replaceAll(/^/gm, "  ");
 }
 
 /** Why memory ran out, for the person who chose the settings: what was asked for, what the run needs, what shrinks it. */
