@@ -125,6 +125,10 @@ MANTOU_API int32_t mantou_mark(mantou_context* context, int32_t mark);
 /* Returns when what was queued on the compute stream before the mark is done; at once if it was never set. */
 MANTOU_API int32_t mantou_wait_for_mark(mantou_context* context, int32_t mark);
 
+/* Waits for both marks, which must have been set, and gives the time that passed between them on the device.
+ * `milliseconds`: host, float64. */
+MANTOU_API int32_t mantou_time_between_marks(mantou_context* context, double* milliseconds);
+
 /* Between begin and end, work queued on the compute stream is recorded with its pointers and sizes instead of being
  * done; `graph` (host) receives the record. Nothing may be allocated or waited for in between, and copies must be
  * asynchronous. What changes from one replay to the next (a learning rate, a batch) is read from device memory.

@@ -6,6 +6,7 @@
 // with the same instruction set.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 
@@ -21,6 +22,7 @@ struct mantou_context {
   char* scratch;  // threads * SCRATCH_BYTES, aligned to LARGE_PAGE
   const mantou::InstructionSet* instructions;
   mantou_graph* capture;  // what operations are recorded in instead of being done, or null
+  std::chrono::steady_clock::time_point marks[2];
 
   template <typename T>
   __attribute__((always_inline)) T* thread_scratch(int thread) const {

@@ -142,6 +142,14 @@ int32_t mantou_synchronize(mantou_context* context) {
 int32_t mantou_mark(mantou_context* context, int32_t mark) {
   CHECK_NOT_NULL(context);
   CHECK(mark == 0 || mark == 1, "%s: mark is %d; it must be 0 or 1", __func__, mark);
+  context->marks[mark] = std::chrono::steady_clock::now();
+  return MANTOU_OK;
+}
+
+int32_t mantou_time_between_marks(mantou_context* context, double* milliseconds) {
+  CHECK_NOT_NULL(context);
+  CHECK_NOT_NULL(milliseconds);
+  *milliseconds = std::chrono::duration<double, std::milli>(context->marks[1] - context->marks[0]).count();
   return MANTOU_OK;
 }
 

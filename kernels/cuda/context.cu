@@ -57,7 +57,7 @@ static int32_t fill_in(mantou_context* context, int32_t device) {
   CHECK_CUDA(cudaStreamCreateWithFlags(&context->stream, cudaStreamNonBlocking));
   CHECK_CUDA(cudaStreamCreateWithFlags(&context->copy_stream, cudaStreamNonBlocking));
   CHECK_CUDA(cudaEventCreateWithFlags(&context->event, cudaEventDisableTiming));
-  for (cudaEvent_t& mark : context->marks) CHECK_CUDA(cudaEventCreateWithFlags(&mark, cudaEventDisableTiming));
+  for (cudaEvent_t& mark : context->marks) CHECK_CUDA(cudaEventCreateWithFlags(&mark, 0));
   CHECK_CUDA(cudaMalloc(&context->scratch, static_cast<size_t>(mantou_context_bytes())));
   context->scratch_bytes = mantou_context_bytes();
   void* fault = nullptr;

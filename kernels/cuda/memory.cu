@@ -168,6 +168,17 @@ int32_t mantou_wait_for_mark(mantou_context* context, int32_t mark) {
   return report(context);
 }
 
+int32_t mantou_time_between_marks(mantou_context* context, double* milliseconds) {
+  CHECK_NOT_NULL(context);
+  CHECK_NOT_CAPTURED(context);
+  CHECK_NOT_NULL(milliseconds);
+  for (const int32_t mark : {0, 1}) RETURN_IF_FAILED(mantou_wait_for_mark(context, mark));
+  float taken = 0;
+  CHECK_CUDA(cudaEventElapsedTime(&taken, context->marks[0], context->marks[1]));
+  *milliseconds = taken;
+  return MANTOU_OK;
+}
+
 int32_t mantou_synchronize(mantou_context* context) {
   CHECK_NOT_NULL(context);
   CHECK_NOT_CAPTURED(context);

@@ -46,6 +46,22 @@ onEveryBackend((backend) => {
       expect([...values.toFloat32Array(), ...copy.toFloat32Array()]).toEqual([0, 12, 14, 10, 12, 14]);
     });
 
+    test("take the time that passes between marks around them", () => {
+      using device = openBackend(backend, 1);
+      using values = Tensor.from(device, [3], ones(3));
+      using graph = device.capture(() => operations.add(values, values, values))!;
+      const milliseconds = Float64Array.of(Number.NaN);
+      const started = performance.now();
+      device.run("mantou_mark", 0);
+      device.replay(graph);
+      device.run("mantou_mark", 1);
+      device.run("mantou_time_between_marks", milliseconds);
+      expect(milliseconds[0]).toBeLessThanOrEqual(performance.now() - started);
+      // On the emulator no time passes.
+      if (backend === "emulated") expect(milliseconds[0]).toBe(0);
+      else expect(milliseconds[0]).toBeGreaterThan(0);
+    });
+
     test.skipIf(backend !== "cpu")("are profiled one by one", () => {
       using device = openBackend(backend, 1);
       using values = Tensor.from(device, [3], ones(3));
@@ -100,6 +116,7 @@ onEveryBackend((backend) => {
           ["mantou_synchronize", () => device.synchronize()],
           ["mantou_mark", () => device.run("mantou_mark", 0)],
           ["mantou_wait_for_mark", () => device.run("mantou_wait_for_mark", 0)],
+          ["mantou_time_between_marks", () => device.run("mantou_time_between_marks", new Float64Array(1))],
           ["mantou_stream_wait", () => device.run("mantou_stream_wait", 0, 1)],
           ["mantou_copy_async", () => device.run("mantou_copy_async", values, values, 4, 1)],
           ["mantou_free", () => values[Symbol.dispose]()],

@@ -37,6 +37,7 @@ export const symbols = {
   mantou_synchronize: status("context"),
   mantou_mark: status("context", "i32"),
   mantou_wait_for_mark: status("context", "i32"),
+  mantou_time_between_marks: status("context", P),
   mantou_capture_begin: status("context"),
   mantou_capture_end: status("context", P),
   mantou_graph_replay: status("context", P, P),
