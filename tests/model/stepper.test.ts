@@ -92,8 +92,8 @@ describe.each(cases)("queued steps in %s", (_, how) => {
       using device = openDevice("cpu", { threads: 1 });
       const counts = queueing(device, copies);
       expect(queued(device, how)).toEqual(expected);
-      // Forward and backward of a part, and the update; all but their first runs are replays.
-      expect(counts).toEqual({ captured: 2, replayed: steps * parts - 1 + steps - 1 });
+      // A replay for each part, of the last with the update; in the first step that is new, and so is the first part.
+      expect(counts).toEqual({ captured: 2, replayed: (steps - 1) * parts + parts - 1 });
     });
   }
 });

@@ -1,10 +1,14 @@
 /**
  * The same work again and again, such as a training step or a token: done the first time, captured the second, then
  * replayed by one native call. The work runs operations on memory that stays where it is, and reads what changes from one
- * time to the next from that memory; it neither allocates nor waits.
+ * time to the next from that memory; it neither allocates nor waits. It may be made of such works: what is captured then is
+ * the whole.
  */
 import type { Device } from "./device.ts";
 import type { Graph } from "./native.ts";
+
+/** Devices on which some work is being captured, and what it is made of with it. */
+const capturing = new WeakSet<Device>();
 
 export class Repeated<T = void> implements Disposable {
   #times = 0;
@@ -18,13 +22,22 @@ export class Repeated<T = void> implements Disposable {
 
   /** @returns what `work` returned when it was last called */
   run(): T {
-    const work = () => {
-      this.#result = this.work();
-    };
-    if (this.#times++ === 1) this.#graph = this.device.capture(work);
+    if (capturing.has(this.device)) return this.work();
+    if (this.#times++ === 1) this.#graph = this.#capture();
     if (this.#graph) this.device.replay(this.#graph);
-    else work();
+    else this.#result = this.work();
     return this.#result as T;
+  }
+
+  #capture(): Graph | undefined {
+    capturing.add(this.device);
+    try {
+      return this.device.capture(() => {
+        this.#result = this.work();
+      });
+    } finally {
+      capturing.delete(this.device);
+    }
   }
 
   [Symbol.dispose](): void {

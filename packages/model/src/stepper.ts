@@ -1,12 +1,15 @@
 /**
  * Training steps that the host queues and does not wait for. While a step runs, the next batch travels from page-locked
  * memory on the copy stream; what changes from step to step (tokens, learning rate, bias corrections) is read from device
- * memory, so that a backend that can capture work replays it; losses and norms are read when the next step is queued.
+ * memory, so that a backend that can capture work replays it by one call for each part, the last of which makes the update
+ * too. Losses and norms are read when the next step is queued.
  *
  * The results have the same bits as `lossAndGradients` and `clipAndStep`, which wait for each.
  */
 import type { AdamW } from "./adamw.ts";
 import type { HostMemory } from "./native.ts";
+import { Repeated } from "./repeated.ts";
+import type { Tensor } from "./tensor.ts";
 import type { TransformerLM } from "./transformer.ts";
 import { type Batch, COMPUTE, IN_FLIGHT, Uploads } from "./uploads.ts";
 
@@ -32,6 +35,8 @@ export class Stepper implements Disposable {
   #uploads: Uploads;
   /** Page-locked, one for each step in flight: tokens of its parts, scalars, norm, losses. */
   #staging: HostMemory[];
+  /** What ends a step, or is all of it: its last part and the update, as one. */
+  #lastPart: Repeated<Tensor>;
   #queued = 0;
   #finished = 0;
 
@@ -44,6 +49,11 @@ export class Stepper implements Disposable {
     this.#uploads = new Uploads(model);
     const bytes = options.parts * (this.#uploads.bytes + 4) + SCALAR_BYTES + NORM_BYTES;
     this.#staging = Array.from({ length: IN_FLIGHT }, () => device.allocateHost(bytes));
+    this.#lastPart = new Repeated(device, () => {
+      const loss = model.queueLossAndGradients(1 / options.parts);
+      optimizer.queueStep(options.maxNorm);
+      return loss;
+    });
   }
 
   /** Steps queued and not finished. */
@@ -65,20 +75,22 @@ export class Stepper implements Disposable {
     const place = this.#places();
     optimizer.zeroGrad();
     for (let part = 0; part < this.options.parts; part++) {
+      const isLast = part === this.options.parts - 1;
       const { inputs, targets } = batch(part);
       for (const given of [inputs, targets]) {
         if (given.length !== tokens.count) throw new RangeError(`${given.length} tokens are not ${tokens.count}`);
         model.checkTokens(given);
       }
       this.#uploads.queue(staging, part * this.#uploads.bytes, { inputs, targets });
-      const loss = model.queueLossAndGradients(1 / this.options.parts);
+      if (isLast) {
+        const scalars = { memory: staging, byteOffset: place.scalars };
+        staging.write(optimizer.nextScalars(lr), place.scalars);
+        device.run("mantou_copy_async", optimizer.scalars, scalars, SCALAR_BYTES, COMPUTE);
+      }
+      const loss = isLast ? this.#lastPart.run() : model.queueLossAndGradients(1 / this.options.parts);
       const result = { memory: staging, byteOffset: place.losses + 4 * part };
       device.run("mantou_copy_async", result, loss, 4, COMPUTE);
     }
-    const scalars = { memory: staging, byteOffset: place.scalars };
-    staging.write(optimizer.nextScalars(lr), place.scalars);
-    device.run("mantou_copy_async", optimizer.scalars, scalars, SCALAR_BYTES, COMPUTE);
-    optimizer.queueStep(this.options.maxNorm);
     const norm = { memory: staging, byteOffset: place.norm };
     device.run("mantou_copy_async", norm, optimizer.norm, NORM_BYTES, COMPUTE);
     device.run("mantou_mark", this.#queued % IN_FLIGHT);
@@ -101,7 +113,7 @@ export class Stepper implements Disposable {
 
   [Symbol.dispose](): void {
     this.model.device.synchronize();
-    for (const each of [this.#uploads, ...this.#staging]) each[Symbol.dispose]();
+    for (const each of [this.#lastPart, this.#uploads, ...this.#staging]) each[Symbol.dispose]();
   }
 
   /** Where things lie in a step's page-locked memory, behind the tokens of its parts. */
