@@ -3,7 +3,7 @@
 # of PTX and captures by themselves, kernels.py (every operation against float64, twice, and its time beside PyTorch's),
 # and CUDA's sanitizers where they are installed. A stage that fails or takes too long does not keep the others from
 # running, and all of it takes at most 8 minutes; one JSON file and one Markdown table in bench/results say what came of
-# each. Without a GPU it compiles, says so and exits 0.
+# each. Without a GPU it compiles, runs the same on the emulator where there is a C++ compiler, says so and exits 0.
 # Whole models and training steps need Bun: bench/gpu/check.ts.
 # Usage: bench/gpu/check.sh [PYTHON]
 set -u
@@ -16,10 +16,11 @@ rm -rf "$out"
 mkdir -p "$out"
 stages=$out/stages.tsv
 failures=0
+seconds=480 # for all of it
 
-# Sets limit to SECONDS, or to what is left of the 8 minutes.
+# Sets limit to SECONDS, or to what is left.
 within() {
-  limit=$((480 - $(date +%s) + started))
+  limit=$((seconds - $(date +%s) + started))
   [ "$limit" -lt "$1" ] || limit=$1
   [ "$limit" -ge 1 ] || limit=1
 }
@@ -43,20 +44,54 @@ stage() {
   return "$code"
 }
 
-command -v "$nvcc" > /dev/null || nvcc=/usr/local/cuda/bin/nvcc
-command -v "$nvcc" > /dev/null || { echo "no nvcc found: nothing was checked"; exit 0; }
-flags="-std=c++17 -O3 -gencode=arch=compute_80,code=[sm_80,compute_80] -gencode=arch=compute_90a,code=sm_90a \
-  -Werror all-warnings -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra"
-echo "compiling with $("$nvcc" --version | sed -n 's/.*release/release/p')"
-cores=$(nproc)
-ls kernels/cuda/*.cu kernels/cpu/file.cpp | xargs -P "$cores" -I SOURCE \
-  sh -c '"$0" '"$flags"' -c "$1" -o "$2/$(basename "$1").o"' "$nvcc" SOURCE "$out" || { echo "the kernels did not compile"; exit 1; }
-"$nvcc" -shared -cudart static -o "$out/libmantou.so" "$out"/*.o || exit 1
-stage "the wrappers of PTX: build" 120 "$nvcc" $flags -cudart static kernels/tests/wrappers.cu -o "$out/wrappers"
-stage "captures: build" 120 "$nvcc" $flags -cudart static kernels/tests/captures.cu -o "$out/captures"
+# compile FOLDER COMMAND SOURCE...: objects in FOLDER, as many at a time as there are processors.
+compile() {
+  folder=$1
+  command=$2
+  shift 2
+  mkdir -p "$folder"
+  printf '%s\n' "$@" | xargs -P "$(nproc)" -I SOURCE sh -c "$command"' -c "$1" -o "$0/$(basename "$1").o"' "$folder" SOURCE
+}
 
-if ! nvidia-smi -L > "$out/devices.txt" 2> /dev/null || ! grep -q '^GPU' "$out/devices.txt"; then
-  echo "no NVIDIA GPU here: the kernels were compiled, nothing was run and no figure is given"
+# What can be checked on the emulator, in its plain build. It may take its time: the 8 minutes are a GPU's.
+emulate() {
+  cxx=${CXX:-c++}
+  command -v "$cxx" > /dev/null || { echo "no C++ compiler found: nothing ran on the emulator"; return; }
+  seconds=3600
+  flags="-std=c++17 -O2 -fPIC -fvisibility=hidden -fno-strict-aliasing -ffp-contract=off -x c++"
+  echo "compiling for the emulator with $("$cxx" --version | head -n 1)"
+  compile "$out/engine" "'$cxx' $flags" kernels/emulator/*.cpp &&
+    compile "$out/emulated" "'$cxx' $flags" kernels/cuda/*.cu kernels/cpu/file.cpp &&
+    "$cxx" -shared -o "$out/emulated.so" "$out"/emulated/*.o "$out"/engine/*.o &&
+    "$cxx" $flags kernels/tests/wrappers.cu -x none "$out"/engine/*.o -o "$out/wrappers" &&
+    "$cxx" $flags kernels/tests/captures.cu -x none "$out"/engine/*.o -o "$out/captures" ||
+    { echo "the kernels did not compile for the emulator"; exit 1; }
+  stage "the wrappers of PTX, emulated" 60 "$out/wrappers"
+  stage "captures, emulated" 60 "$out/captures"
+  if "$python" -c 'import torch' 2> /dev/null; then
+    stage "every operation against float64, emulated" 900 "$python" bench/gpu/kernels.py "$out/emulated.so" --small
+  else
+    echo "$python has no PyTorch: single operations did not run on the emulator"
+  fi
+}
+
+command -v "$nvcc" > /dev/null || nvcc=/usr/local/cuda/bin/nvcc
+if command -v "$nvcc" > /dev/null; then
+  flags="-std=c++17 -O3 -gencode=arch=compute_80,code=[sm_80,compute_80] -gencode=arch=compute_90a,code=sm_90a \
+    -Werror all-warnings -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra"
+  echo "compiling with $("$nvcc" --version | sed -n 's/.*release/release/p')"
+  compile "$out/objects" "'$nvcc' $flags" kernels/cuda/*.cu kernels/cpu/file.cpp || { echo "the kernels did not compile"; exit 1; }
+  "$nvcc" -shared -cudart static -o "$out/libmantou.so" "$out"/objects/*.o || exit 1
+  stage "the wrappers of PTX: build" 120 "$nvcc" $flags -cudart static kernels/tests/wrappers.cu -o "$out/wrappers"
+  stage "captures: build" 120 "$nvcc" $flags -cudart static kernels/tests/captures.cu -o "$out/captures"
+else
+  echo "no nvcc found: the kernels were not compiled for a GPU"
+fi
+
+if [ ! -e "$out/libmantou.so" ] || ! nvidia-smi -L > "$out/devices.txt" 2> /dev/null || ! grep -q '^GPU' "$out/devices.txt"; then
+  emulate
+  echo "no NVIDIA GPU that can be used here: nothing ran on one and no figure is given"
+  [ "$failures" -eq 0 ] || { echo "$failures stages failed"; exit 1; }
   exit 0
 fi
 nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,clocks.max.sm,clocks.mem --format=csv | tee "$out/device.csv"
