@@ -21,7 +21,7 @@
 #define SHARED_ARRAY(type, name, dimensions) __shared__ __align__(16) type name dimensions
 #define SHARED_DYNAMIC(name) extern __shared__ __align__(128) char name[]
 #else
-#include "../emulator/emulator.h"
+#include "../emulator/runtime.h"
 #endif
 
 #define DEVICE __device__ __forceinline__

@@ -8,53 +8,36 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
-
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/asan_interface.h>
-#include <sanitizer/common_interface_defs.h>
-#endif
+#include <numeric>
+#include <random>
 
 namespace emulator {
 
 uint3 thread_index, block_index;
 dim3 block_size, grid_size;
 Fiber* running;
-Warp warps[MAX_THREADS / 32];
 unsigned launches, blocks_run;
 uint32_t block_number;
-bool failed;
 
 namespace {
 
 // ---- fibers ------------------------------------------------------------------------------------------------------
 
-// Keeps the caller's registers on its stack and takes up the stack that `next` points to.
+// Keeps on its stack the registers that a function must keep, and takes up the stack that `next` points to.
 extern "C" void mantou_switch_stacks(void** own, void* next);
 
 #if defined(__x86_64__)
 asm(R"(
 .text
-.globl mantou_switch_stacks
-.hidden mantou_switch_stacks
-.type mantou_switch_stacks, @function
 mantou_switch_stacks:
-  push %rbp
-  push %rbx
-  push %r12
-  push %r13
-  push %r14
-  push %r15
+  push %rbp; push %rbx; push %r12; push %r13; push %r14; push %r15
   mov %rsp, (%rdi)
   mov %rsi, %rsp
-  pop %r15
-  pop %r14
-  pop %r13
-  pop %r12
-  pop %rbx
-  pop %rbp
+  pop %r15; pop %r14; pop %r13; pop %r12; pop %rbx; pop %rbp
   ret
 )");
 constexpr size_t SAVED_WORDS = 8;  // six registers, the return address, and one to align the stack
@@ -62,35 +45,16 @@ constexpr size_t RETURN_WORD = 6;
 #elif defined(__aarch64__)
 asm(R"(
 .text
-.globl mantou_switch_stacks
-.hidden mantou_switch_stacks
-.type mantou_switch_stacks, %function
 mantou_switch_stacks:
-  sub sp, sp, #160
-  stp x19, x20, [sp]
-  stp x21, x22, [sp, #16]
-  stp x23, x24, [sp, #32]
-  stp x25, x26, [sp, #48]
-  stp x27, x28, [sp, #64]
-  stp x29, x30, [sp, #80]
-  stp d8, d9, [sp, #96]
-  stp d10, d11, [sp, #112]
-  stp d12, d13, [sp, #128]
-  stp d14, d15, [sp, #144]
+  stp d14, d15, [sp, #-16]!; stp d12, d13, [sp, #-16]!; stp d10, d11, [sp, #-16]!; stp d8, d9, [sp, #-16]!
+  stp x29, x30, [sp, #-16]!; stp x27, x28, [sp, #-16]!; stp x25, x26, [sp, #-16]!
+  stp x23, x24, [sp, #-16]!; stp x21, x22, [sp, #-16]!; stp x19, x20, [sp, #-16]!
   mov x9, sp
   str x9, [x0]
   mov sp, x1
-  ldp x19, x20, [sp]
-  ldp x21, x22, [sp, #16]
-  ldp x23, x24, [sp, #32]
-  ldp x25, x26, [sp, #48]
-  ldp x27, x28, [sp, #64]
-  ldp x29, x30, [sp, #80]
-  ldp d8, d9, [sp, #96]
-  ldp d10, d11, [sp, #112]
-  ldp d12, d13, [sp, #128]
-  ldp d14, d15, [sp, #144]
-  add sp, sp, #160
+  ldp x19, x20, [sp], #16; ldp x21, x22, [sp], #16; ldp x23, x24, [sp], #16
+  ldp x25, x26, [sp], #16; ldp x27, x28, [sp], #16; ldp x29, x30, [sp], #16
+  ldp d8, d9, [sp], #16; ldp d10, d11, [sp], #16; ldp d12, d13, [sp], #16; ldp d14, d15, [sp], #16
   ret
 )");
 constexpr size_t SAVED_WORDS = 20;
@@ -99,43 +63,36 @@ constexpr size_t RETURN_WORD = 11;
 #error "the emulator has no stack switch for this processor"
 #endif
 
-constexpr size_t STACK_BYTES = size_t{256} << 10, PAGE = 4096;
+constexpr unsigned MAX_THREADS = 1024;
+constexpr size_t PAGE = 4096, STACK_BYTES = size_t{256} << 10;
 
-struct Random {
-  uint64_t state;
-  uint32_t next() {  // splitmix64 (Steele, Lea & Flood 2014)
-    uint64_t z = state += 0x9e3779b97f4a7c15u;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-    return static_cast<uint32_t>((z ^ z >> 31) >> 32);
-  }
-  uint32_t below(uint32_t n) { return static_cast<uint32_t>(uint64_t{next()} * n >> 32); }
-  template <typename T>
-  void shuffle(T* items, size_t count) {
-    for (; count > 1; count--) std::swap(items[count - 1], items[below(static_cast<uint32_t>(count))]);
-  }
-};
-
-uint64_t seed() {
-  const char* given = std::getenv("MANTOU_EMULATOR_SEED");
-  return given ? std::strtoull(given, nullptr, 10) : 1;
-}
-
-Random random_numbers{seed()};
 Fiber fibers[MAX_THREADS];
+struct Wait {  // of a fiber: in what, with which lanes of its warp (none: with the block), and with what in its hands
+  const char* operation;
+  int line;
+  uint32_t mask;
+  void* brought;
+} waits[MAX_THREADS];
 void* scheduler_stack;
+// Each with a page below that cannot be touched.
 char* const stacks = [] {
   char* const memory = static_cast<char*>(reserve(MAX_THREADS * (STACK_BYTES + PAGE)));
   for (size_t i = 0; i < MAX_THREADS; i++) mprotect(memory + i * (STACK_BYTES + PAGE), PAGE, PROT_NONE);
   return memory;
 }();
 unsigned thread_count, done_count, barrier_count;
+uint32_t arrivals[MAX_THREADS / 32];  // the lanes of each warp that wait in an operation, with whatever mask
 const std::function<void()>* kernel_thread;
 const char* kernel_name;
-char message[1024];
+bool failed;
+char failure[1024];
+
+std::mt19937 random_number([] {
+  const char* given = std::getenv("MANTOU_EMULATOR_SEED");
+  return given ? static_cast<uint32_t>(std::strtoull(given, nullptr, 10)) : 1u;
+}());
 
 unsigned number_of(const Fiber* fiber) { return static_cast<unsigned>(fiber - fibers); }
-char* bottom_of(const Fiber* fiber) { return stacks + number_of(fiber) * (STACK_BYTES + PAGE) + PAGE; }
 
 // The walk over the lanes of the warp whose turn it is.
 unsigned first_of_warp, lane_at;
@@ -150,50 +107,21 @@ Fiber* next_lane() {
   return nullptr;
 }
 
-// AddressSanitizer is told of every switch: before it, where the next stack lies, and after it.
-#if defined(__SANITIZE_ADDRESS__)
-const void* scheduler_bottom;
-size_t scheduler_size;
-bool from_scheduler;
-
-void leave_for(const Fiber* next) {
-  from_scheduler = !running;
-  void* no_fake_stacks;  // detect_stack_use_after_return is off
-  __sanitizer_start_switch_fiber(&no_fake_stacks, next ? bottom_of(next) : scheduler_bottom,
-                                 next ? STACK_BYTES : scheduler_size);
-}
-void arrive() {
-  const void* bottom;
-  size_t size;
-  __sanitizer_finish_switch_fiber(nullptr, &bottom, &size);
-  if (from_scheduler) scheduler_bottom = bottom, scheduler_size = size;
-}
-void unpoison(char* memory, size_t bytes) { __asan_unpoison_memory_region(memory, bytes); }
-#else
-void leave_for(const Fiber*) {}
-void arrive() {}
-void unpoison(char*, size_t) {}
-#endif
-
 // Leaves the running fiber, or the scheduler where none runs, for `next`, or the scheduler for null.
 void switch_to(Fiber* next) {
   void** const own = running ? &running->stack : &scheduler_stack;
-  leave_for(next);
   running = next;
   if (next) thread_index.x = number_of(next);
   mantou_switch_stacks(own, next ? next->stack : scheduler_stack);
-  arrive();
 }
 
-void wait_in(const char* what, int line) {
+void wait_in(const char* operation, int line, uint32_t mask = 0, void* brought = nullptr) {
   running->state = State::Waiting;
-  running->waiting = what;
-  running->line = line;
+  waits[thread_index.x] = {operation, line, mask, brought};
   switch_to(next_lane());
 }
 
 void fiber_main() {
-  arrive();
   (*kernel_thread)();
   if (!running->copies.empty()) fail(0, "the thread ends with asynchronous copies that it has not waited for");
   running->state = State::Done;
@@ -203,58 +131,55 @@ void fiber_main() {
 
 void prepare(Fiber* fiber) {
   fiber->state = State::Ready;
-  fiber->committed = fiber->barriers = 0;
+  fiber->committed = fiber->barriers = fiber->syncs = 0;
   fiber->copies.clear();
   // Stacks that all begin at one offset of a page would share a few sets of the first-level cache.
-  char* const end = bottom_of(fiber) + STACK_BYTES - number_of(fiber) % 32 * 128;
-  unpoison(end - PAGE, PAGE);  // the last fiber_main never returned
+  const unsigned number = number_of(fiber);
+  char* const end = stacks + (number + 1) * (STACK_BYTES + PAGE) - number % 32 * 128;
+  ASAN_UNPOISON_MEMORY_REGION(end - PAGE, PAGE);  // the last fiber_main never returned
   void** const top = reinterpret_cast<void**>(end) - SAVED_WORDS;
-  for (size_t i = 0; i < SAVED_WORDS; i++) top[i] = nullptr;
+  std::fill_n(top, SAVED_WORDS, nullptr);
   top[RETURN_WORD] = reinterpret_cast<void*>(fiber_main);
   fiber->stack = top;
 }
 
 // Ends the launch; its first mistake is kept.
 void record(unsigned thread, int line, const char* what) {
+  if (failed) return;
+  failed = true;
   char at[24] = "";
   if (line > 0) std::snprintf(at, sizeof at, ", line %d", line);
-  if (!failed)
-    std::snprintf(message, sizeof message, "kernel of %s, block (%u, %u, %u), thread %u%s: %s", kernel_name,
-                  block_index.x, block_index.y, block_index.z, thread, at, what);
-  failed = true;
+  std::snprintf(failure, sizeof failure, "kernel of %s, block (%u, %u, %u), thread %u%s: %s", kernel_name, block_index.x,
+                block_index.y, block_index.z, thread, at, what);
 }
 
 // ---- a block -----------------------------------------------------------------------------------------------------
 
 void report_deadlock() {
-  const Fiber* fiber = fibers;
-  while (fiber->state == State::Done) fiber++;
+  unsigned thread = 0;
+  while (fibers[thread].state == State::Done) thread++;
   char what[256];
-  std::snprintf(what, sizeof what, "waits in a %s that others never reach (%u of %u threads have ended)", fiber->waiting,
-                done_count, thread_count);
-  record(number_of(fiber), fiber->line, what);
+  std::snprintf(what, sizeof what, "waits in a %s that others never reach (%u of %u threads have ended)",
+                waits[thread].operation, done_count, thread_count);
+  record(thread, waits[thread].line, what);
 }
 
 void run_block(size_t shared) {
-  const unsigned warp_count = (thread_count + 31) / 32;
   done_count = barrier_count = 0;
   blocks_run++;
   for (unsigned i = 0; i < thread_count; i++) prepare(&fibers[i]);
   unsigned order[MAX_THREADS / 32];
-  for (unsigned w = 0; w < warp_count; w++) {
-    warps[w].meetings.clear();
-    warps[w].time = 0;
-    std::memset(warps[w].known, 0, sizeof warps[w].known);
-    order[w] = w;
-  }
+  unsigned* const end = order + (thread_count + 31) / 32;
+  std::iota(order, end, 0u);
+  std::fill(std::begin(arrivals), std::end(arrivals), 0u);
   open_shared(shared);
   while (done_count < thread_count && !failed) {
     bool progress = false;
-    random_numbers.shuffle(order, warp_count);
-    for (unsigned w = 0; w < warp_count && !failed; w++) {
-      first_of_warp = order[w] * 32;
+    std::shuffle(order, end, random_number);
+    for (const unsigned* warp = order; warp < end && !failed; warp++) {
+      first_of_warp = *warp * 32;
       do {
-        lane_start = random_numbers.next(), lane_step = lane_start >> 8 | 1u, lane_at = 0;
+        lane_start = static_cast<uint32_t>(random_number()), lane_step = lane_start >> 8 | 1u, lane_at = 0;
         Fiber* const first = next_lane();
         if (!first) break;
         progress = true;
@@ -263,10 +188,8 @@ void run_block(size_t shared) {
     }
     if (!progress && !failed) report_deadlock();
   }
-  if (failed) unpoison(stacks, MAX_THREADS * (STACK_BYTES + PAGE));
+  if (failed) ASAN_UNPOISON_MEMORY_REGION(stacks, MAX_THREADS * (STACK_BYTES + PAGE));
 }
-
-Warp& own_warp() { return warps[thread_index.x / 32u]; }
 
 }  // namespace
 
@@ -278,17 +201,16 @@ void fail(int line, const char* format, ...) {
   va_end(arguments);
   record(thread_index.x, line, what);
   switch_to(nullptr);
-  __builtin_unreachable();
 }
 
-const char* run(const char* name, dim3 grid, dim3 block, size_t shared, const std::function<void()>& thread) {
+cudaError_t run(const char* name, dim3 grid, dim3 block, size_t shared, const std::function<void()>& thread) {
   const size_t blocks = size_t{grid.x} * grid.y * grid.z;
   if (block.x < 1 || block.x > MAX_THREADS || block.y != 1 || block.z != 1 || blocks < 1 || grid.x > 0x7fffffffu ||
       grid.y > 65535 || grid.z > 65535 || shared > SHARED_LIMIT) {
-    std::snprintf(message, sizeof message,
+    std::snprintf(failure, sizeof failure,
                   "invalid launch of %s: grid (%u, %u, %u), block (%u, %u, %u), %zu bytes of shared memory", name,
                   grid.x, grid.y, grid.z, block.x, block.y, block.z, shared);
-    return message;
+    return failure;
   }
   kernel_name = name;
   kernel_thread = &thread;
@@ -298,14 +220,14 @@ const char* run(const char* name, dim3 grid, dim3 block, size_t shared, const st
   failed = false;
   launches++;
   std::vector<uint32_t> order(blocks);
-  for (size_t i = 0; i < blocks; i++) order[i] = static_cast<uint32_t>(i);
-  random_numbers.shuffle(order.data(), blocks);
+  std::iota(order.begin(), order.end(), 0u);
+  std::shuffle(order.begin(), order.end(), random_number);
   for (size_t i = 0; i < blocks && !failed; i++) {
     block_number = order[i];
     block_index = {block_number % grid.x, block_number / grid.x % grid.y, block_number / grid.x / grid.y};
     run_block(shared);
   }
-  return failed ? message : nullptr;
+  return failed ? failure : cudaSuccess;
 }
 
 void barrier(int line) {
@@ -322,28 +244,26 @@ void barrier(int line) {
 }
 
 void collective(uint32_t mask, const char* operation, int line, void* mine, Compute compute) {
-  const unsigned own = lane(), first = thread_index.x - own;
+  const unsigned own = lane();
+  const unsigned first = thread_index.x - own;
   if (!(mask >> own & 1u)) fail(line, "%s: the mask %08x does not have the calling lane, %u", operation, mask, own);
-  if (thread_count - first < 32 && mask >> (thread_count - first))
+  if (first + 31u - static_cast<unsigned>(__builtin_clz(mask)) >= thread_count)
     fail(line, "%s: the mask %08x has lanes that do not exist", operation, mask);
-  std::vector<Meeting>& meetings = own_warp().meetings;
-  Meeting* meeting = nullptr;
-  for (Meeting& open : meetings)
-    if (open.arrived ? open.mask == mask : !meeting) meeting = &open;
-  if (!meeting) meeting = &meetings.emplace_back();
-  if (!meeting->arrived) {
-    meeting->mask = mask;
-    meeting->operation = operation;
-    meeting->line = line;
+  uint32_t& arrived = arrivals[thread_index.x / 32u];
+  arrived |= 1u << own;
+  if (~arrived & mask) return wait_in(operation, line, mask, mine);
+  void* brought[32];
+  for (uint32_t rest = mask & ~(1u << own); rest; rest &= rest - 1) {
+    const unsigned i = static_cast<unsigned>(__builtin_ctz(rest));
+    const Wait& other = waits[first + i];
+    if (other.mask != mask) return wait_in(operation, line, mask, mine);
+    if (other.line != line || (other.operation != operation && std::strcmp(other.operation, operation) != 0))
+      fail(line, "%s, while other lanes of the mask are in the %s of line %d", operation, other.operation, other.line);
+    brought[i] = other.brought;
   }
-  if (meeting->line != line || (meeting->operation != operation && std::strcmp(meeting->operation, operation) != 0))
-    fail(line, "%s, while other lanes of the mask are in the %s of line %d", operation, meeting->operation,
-         meeting->line);
-  meeting->arrived |= 1u << own;
-  meeting->brought[own] = mine;
-  if (meeting->arrived != mask) return wait_in(operation, line);
-  meeting->arrived = 0;
-  compute(meeting->brought, mask);
+  brought[own] = mine;
+  compute(brought, mask);
+  arrived &= ~mask;
   for (uint32_t rest = mask; rest; rest &= rest - 1)
     fibers[first + static_cast<unsigned>(__builtin_ctz(rest))].state = State::Ready;
 }
@@ -353,19 +273,8 @@ void collective(uint32_t mask, const char* operation, int line, void* mine, Comp
 using namespace emulator;
 
 void __syncwarp(uint32_t mask, int line) {
-  collective(mask, "__syncwarp", line, nullptr, [](void* const*, uint32_t all) {
-    (void)all;
-#if defined(MANTOU_RACE_CHECKER)
-    Warp& warp = own_warp();
-    unsigned latest[32] = {};
-    warp.time++;
-    for (unsigned a = 0; a < 32; a++)
-      for (unsigned b = 0; b < 32 && all >> a & 1u; b++)
-        if (warp.known[a][b] > latest[b]) latest[b] = warp.known[a][b];
-    for (unsigned b = 0; b < 32; b++)
-      if (all >> b & 1u) latest[b] = warp.time;
-    for (unsigned a = 0; a < 32; a++)
-      if (all >> a & 1u) std::memcpy(warp.known[a], latest, sizeof latest);
-#endif
+  if (mask != 0xffffffffu) fail(line, "__syncwarp: the mask is %08x; the emulator orders whole warps only", mask);
+  collective(mask, "__syncwarp", line, &running->syncs, [](void* const* syncs, uint32_t) {
+    for (int i = 0; i < 32; i++) ++*static_cast<unsigned*>(syncs[i]);
   });
 }

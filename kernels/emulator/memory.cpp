@@ -9,16 +9,12 @@
 #include <cstdlib>
 #include <map>
 
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/asan_interface.h>
-#endif
-
 namespace emulator {
 namespace {
 
 // Device memory is a range of addresses; allocations lie GAP bytes apart, so that one can run into nothing.
 constexpr size_t GAP = 4096;
-char* const region = static_cast<char*>(reserve(REGION));
+char* const region = static_cast<char*>(reserve(DEVICE_BYTES));
 std::map<size_t, size_t> used;  // offset, size
 
 size_t offset_of(const void* address) { return static_cast<size_t>(static_cast<const char*>(address) - region); }
@@ -26,7 +22,7 @@ size_t offset_of(const void* address) { return static_cast<size_t>(static_cast<c
 #if defined(MANTOU_RACE_CHECKER)
 // The race checker keeps the state and the last accesses of every two bytes of device memory.
 struct Access {
-  uint32_t launch, block, barriers, time;
+  uint32_t launch, block, barriers, syncs;
   uint32_t lanes;  // of the warp
   uint16_t warp;
   bool atomic;
@@ -36,8 +32,8 @@ constexpr uint32_t MANY_BLOCKS = 0xffffffff;
 struct Cell {
   Access write, read;
 };
-uint8_t* const states = static_cast<uint8_t*>(reserve(REGION / 2));
-Cell* const cells = static_cast<Cell*>(reserve(REGION / 2 * sizeof(Cell)));
+uint8_t* const states = static_cast<uint8_t*>(reserve(DEVICE_BYTES / 2));
+Cell* const cells = static_cast<Cell*>(reserve(DEVICE_BYTES / 2 * sizeof(Cell)));
 #endif
 
 // Whether it is memory of the host, or all of it within one allocation.
@@ -48,7 +44,7 @@ bool is_allocated(const void* memory, size_t bytes) {
 }
 
 // Shared memory: a block's dynamic array first, then the static ones.
-constexpr size_t ARENA = SHARED_LIMIT + STATIC_LIMIT, BETWEEN = 64;
+constexpr size_t STATIC_LIMIT = 48 << 10, ARENA = SHARED_LIMIT + STATIC_LIMIT, BETWEEN = 64;
 char* const arena = [] {
   char* const memory = static_cast<char*>(allocate(ARENA));
   mark(memory, ARENA, OUTSIDE);
@@ -77,14 +73,11 @@ void mark(const void* memory, size_t bytes, uint8_t state) {
 #if defined(MANTOU_RACE_CHECKER)
   const size_t at = offset_of(memory);
   std::memset(states + at / 2, state, (at + bytes + 1) / 2 - at / 2);
-#elif defined(__SANITIZE_ADDRESS__)
-  if (state == OUTSIDE)
-    __asan_poison_memory_region(memory, bytes);
-  else
-    __asan_unpoison_memory_region(memory, bytes);
-#else
-  (void)memory, (void)bytes, (void)state;
 #endif
+  if (state == OUTSIDE)
+    ASAN_POISON_MEMORY_REGION(memory, bytes);
+  else
+    ASAN_UNPOISON_MEMORY_REGION(memory, bytes);
 }
 
 void* allocate(size_t bytes) {
@@ -93,7 +86,7 @@ void* allocate(size_t bytes) {
     if (offset >= at + bytes + GAP) break;
     at = (offset + size + GAP + 1023) / 1024 * 1024;
   }
-  if (at + bytes + GAP > REGION) return nullptr;
+  if (at + bytes + GAP > DEVICE_BYTES) return nullptr;
   used[at] = bytes;
   char* memory = region + at;
   mark(memory - GAP, GAP, OUTSIDE);
@@ -112,24 +105,24 @@ bool release(void* memory) {
   return true;
 }
 
-const char* copy(void* destination, const void* source, size_t bytes) {
+cudaError_t copy(void* destination, const void* source, size_t bytes) {
   if (!is_allocated(destination, bytes) || !is_allocated(source, bytes)) return "a copy outside of any allocation";
   std::memmove(destination, source, bytes);
 #if defined(MANTOU_RACE_CHECKER)
-  if (!is_device_memory(destination)) return nullptr;
+  if (!is_device_memory(destination)) return cudaSuccess;
   mark(destination, bytes, WRITTEN);
   if (is_device_memory(source))
     std::memmove(states + offset_of(destination) / 2, states + offset_of(source) / 2, bytes / 2);
 #endif
-  return nullptr;
+  return cudaSuccess;
 }
 
 // Memory filled with 0xff counts as not written: so tests poison it.
-const char* fill(void* memory, int value, size_t bytes) {
+cudaError_t fill(void* memory, int value, size_t bytes) {
   if (!is_device_memory(memory) || !is_allocated(memory, bytes)) return "a fill outside of any allocation";
   std::memset(memory, value, bytes);
   mark(memory, bytes, value == 0xff ? UNWRITTEN : WRITTEN);
-  return nullptr;
+  return cudaSuccess;
 }
 
 // ---- shared memory -------------------------------------------------------------------------------------------------
@@ -152,7 +145,7 @@ void* shared_array(const void* key, size_t bytes) {
 }
 
 void* shared_dynamic() { return arena; }
-bool is_device_memory(const void* address) { return offset_of(address) < REGION; }
+bool is_device_memory(const void* address) { return offset_of(address) < DEVICE_BYTES; }
 bool is_shared_memory(const void* address) { return offset_of(address) - offset_of(arena) < arena_end; }
 
 // ---- races -------------------------------------------------------------------------------------------------------
@@ -166,21 +159,17 @@ bool is_ordered(const Access& before, const Access& own) {
   if (before.block != own.block) return false;
   if (before.barriers < own.barriers) return true;
   if (before.warp != own.warp) return false;
-  const unsigned* known = warps[own.warp].known[lane()];
-  for (uint32_t rest = before.lanes & ~own.lanes; rest; rest &= rest - 1)
-    if (before.time >= known[__builtin_ctz(rest)]) return false;
-  return true;
+  return before.syncs < own.syncs || before.lanes == own.lanes;
 }
 
 // A block's shared memory is new, so there the block's number in time takes the launch's place.
 Access access_now(bool shared, bool atomic) {
-  const unsigned warp = thread_index.x / 32u;
   return {shared ? 0x80000000u | blocks_run : launches,
           block_number,
           running->barriers,
-          warps[warp].time,
+          running->syncs,
           1u << lane(),
-          static_cast<uint16_t>(warp),
+          static_cast<uint16_t>(thread_index.x / 32u),
           atomic};
 }
 
@@ -189,11 +178,11 @@ Access both(Access before, const Access& own) {
   if (before.block != own.block) before.block = MANY_BLOCKS;
   if (before.warp != own.warp) before.warp = MANY_WARPS;
   before.lanes |= own.lanes;
-  before.time = std::max(before.time, own.time);
+  before.syncs = std::max(before.syncs, own.syncs);
   return before;
 }
 
-[[noreturn]] void report(const char* what, size_t at, const Access* other = nullptr) {
+void report(const char* what, size_t at, const Access* other = nullptr) {
   const auto [start, size] = *std::prev(used.upper_bound(std::max(at, GAP)));  // what begins there or before it
   char who[96] = "";
   if (other && (other->block == MANY_BLOCKS || other->warp == MANY_WARPS))
@@ -207,7 +196,7 @@ Access both(Access before, const Access& own) {
 
 void check(const void* address, size_t bytes, How how) {
   const size_t first = offset_of(address);
-  if (first >= REGION || bytes == 0 || !running || failed) return;
+  if (first >= DEVICE_BYTES || bytes == 0 || !running) return;
   const Access own = access_now(first - offset_of(arena) < ARENA, how == How::Atomic);
   for (size_t i = first / 2; i <= (first + bytes - 1) / 2; i++) {
     const size_t at = i * 2;
@@ -268,6 +257,7 @@ HOOKS(1) HOOKS(2) HOOKS(4) HOOKS(8) HOOKS(16)
 extern "C" void __tsan_read_range(void* p, size_t bytes) { check(p, bytes, How::Read); }
 extern "C" void __tsan_write_range(void* p, size_t bytes) { check(p, bytes, How::Write); }
 extern "C" void __tsan_init() {}
+extern "C" void __tsan_vptr_update(void*, void*) {}
 extern "C" void __tsan_func_entry(void*) {}
 extern "C" void __tsan_func_exit() {}
 #endif

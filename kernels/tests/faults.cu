@@ -97,6 +97,13 @@ KERNEL(beyond_shared) {
 
 KERNEL(beyond_global) { blank[threadIdx.x] = values[threadIdx.x + 1]; }
 
+KERNEL(beyond_local) {
+  float own[4];
+  load(own, values);
+  const float* const at = own;
+  blank[threadIdx.x] = at[threadIdx.x % 5];
+}
+
 KERNEL(unwritten_shared) {
   SHARED_ARRAY(float, tile, [COUNT]);
   if (threadIdx.x > 0) tile[threadIdx.x] = values[threadIdx.x];
@@ -190,6 +197,7 @@ const std::map<std::string, Case> cases = {
     {"different_shuffles", {different_shuffles}},
     {"beyond_shared", {beyond_shared}},
     {"beyond_global", {beyond_global}},
+    {"beyond_local", {beyond_local}},
     {"unwritten_shared", {unwritten_shared}},
     {"unwritten_global", {unwritten_global}},
     {"misaligned", {misaligned, 64}},

@@ -4,7 +4,7 @@
 #include <cstdlib>
 #include <set>
 
-#include "../../kernels/emulator/emulator.h"
+#include "../../kernels/emulator/runtime.h"
 
 namespace {
 

@@ -37,6 +37,7 @@ const faults: Record<string, RegExp | Record<Emulation, RegExp | null>> = {
     asan: /AddressSanitizer: use-after-poison/,
     race: /thread 127: reads outside of any array: byte 512 of an allocation/,
   },
+  beyond_local: { plain: null, asan: /stack-buffer-overflow|insufficient space for an object/, race: null },
   freed_memory: { plain: null, asan: /AddressSanitizer: use-after-poison/, race: /reads outside of any array/ },
   misaligned: { plain: null, asan: /misaligned address .* requires 16 byte/, race: /accesses a misaligned address/ },
   unwritten_shared: { plain: NAN, asan: NAN, race: /thread 0: reads what nothing has written: .* shared memory/ },
