@@ -1,4 +1,4 @@
-// Threads: fibers, the scheduler of a block, barriers and the operations of a warp.
+// Threads: fibers, the scheduler of a block, barriers and the operations of a warp (mma and ldmatrix among them).
 //
 // One block runs at a time, on one thread of the operating system. Blocks come in a random order; within a block, so do
 // warps and lanes, as far as barriers and operations of a warp let them. The order follows from a seed
@@ -149,8 +149,8 @@ void record(unsigned thread, int line, const char* what) {
   failed = true;
   char at[24] = "";
   if (line > 0) std::snprintf(at, sizeof at, ", line %d", line);
-  std::snprintf(failure, sizeof failure, "kernel of %s, block (%u, %u, %u), thread %u%s: %s", kernel_name, block_index.x,
-                block_index.y, block_index.z, thread, at, what);
+  std::snprintf(failure, sizeof failure, "kernel of %s, block (%u, %u, %u), thread %u%s: %s", kernel_name,
+                block_index.x, block_index.y, block_index.z, thread, at, what);
 }
 
 // ---- a block -----------------------------------------------------------------------------------------------------
@@ -252,7 +252,7 @@ void collective(uint32_t mask, const char* operation, int line, void* mine, Comp
   uint32_t& arrived = arrivals[thread_index.x / 32u];
   arrived |= 1u << own;
   if (~arrived & mask) return wait_in(operation, line, mask, mine);
-  void* brought[32];
+  static void* brought[32];  // by lane; on the stack it would only push what waits out of the cache
   for (uint32_t rest = mask & ~(1u << own); rest; rest &= rest - 1) {
     const unsigned i = static_cast<unsigned>(__builtin_ctz(rest));
     const Wait& other = waits[first + i];
@@ -276,5 +276,62 @@ void __syncwarp(uint32_t mask, int line) {
   if (mask != 0xffffffffu) fail(line, "__syncwarp: the mask is %08x; the emulator orders whole warps only", mask);
   collective(mask, "__syncwarp", line, &running->syncs, [](void* const* syncs, uint32_t) {
     for (int i = 0; i < 32; i++) ++*static_cast<unsigned*>(syncs[i]);
+  });
+}
+
+// ---- tensor cores ------------------------------------------------------------------------------------------------
+
+// Lane l brings the address of row l % 8 of matrix l / 8; lane 4 g + t receives the elements 2 t and 2 t + 1 of row g
+// of each matrix, or of its transpose.
+static void ldmatrix(const char* name, bool transposed, uint32_t (&registers)[4], const void* address, int line) {
+  check_row(name, address, line);
+  check(address, 16, How::Read);
+  const unsigned g = lane() / 4, t = lane() % 4;
+  exchange(0xffffffffu, name, line, static_cast<const uint16_t*>(address), [&](auto row) {
+    for (unsigned m = 0; m < 4; m++) {
+      if (transposed) registers[m] = row(m * 8 + 2 * t)[g] | uint32_t{row(m * 8 + 2 * t + 1)[g]} << 16;
+      else std::memcpy(&registers[m], row(m * 8 + g) + 2 * t, sizeof registers[m]);
+    }
+  });
+}
+
+void ldmatrix_x4(uint32_t (&registers)[4], const void* row, int line) {
+  ldmatrix("ldmatrix", false, registers, row, line);
+}
+void ldmatrix_x4_trans(uint32_t (&registers)[4], const void* row, int line) {
+  ldmatrix("transposed ldmatrix", true, registers, row, line);
+}
+
+// Fragments as in the PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type".
+void mma_bf16_16816(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, int line) {
+  struct Own {
+    float* d;
+    const uint32_t* a;
+    uint32_t b[2];
+  } own{d, a, {b0, b1}};
+  collective(0xffffffffu, "mma", line, &own, [](void* const* lanes, uint32_t) {
+    float left[16][16], right[16][8];
+    const auto low = [](uint32_t pair) { return __uint_as_float(pair << 16); };
+    const auto high = [](uint32_t pair) { return __uint_as_float(pair & 0xffff0000u); };
+    for (unsigned lane = 0; lane < 32; lane++) {
+      const unsigned g = lane / 4, t = lane % 4;
+      const Own* from = static_cast<const Own*>(lanes[lane]);
+      for (unsigned i = 0; i < 4; i++) {
+        const unsigned row = g + i % 2 * 8, column = 2 * t + i / 2 * 8;
+        left[row][column] = low(from->a[i]);
+        left[row][column + 1] = high(from->a[i]);
+      }
+      for (unsigned i = 0; i < 2; i++) {
+        right[2 * t + i * 8][g] = low(from->b[i]);
+        right[2 * t + i * 8 + 1][g] = high(from->b[i]);
+      }
+    }
+    for (unsigned row = 0; row < 16; row++) {
+      float sums[8] = {};
+      for (unsigned k = 0; k < 16; k++)
+        for (unsigned column = 0; column < 8; column++) sums[column] += left[row][k] * right[k][column];
+      for (unsigned column = 0; column < 8; column++)
+        static_cast<Own*>(lanes[row % 8 * 4 + column / 2])->d[row / 8 * 2 + column % 2] += sums[column];
+    }
   });
 }

@@ -39,7 +39,8 @@ enum class How { Read, Write, Atomic };
 void* reserve(size_t bytes);  // addresses; memory where it is touched
 void mark(const void* memory, size_t bytes, uint8_t state);
 void open_shared(size_t dynamic_bytes);  // a block starts with shared memory of its own
-bool is_shared_memory(const void* address);
+// That it is a multiple of 16 in shared memory.
+void check_row(const char* what, const void* address, int line);
 #if defined(MANTOU_RACE_CHECKER)
 void check(const void* address, size_t bytes, How how);
 #else

@@ -1,5 +1,5 @@
 // Memory: device memory and a block's shared memory, full of NaN until something is written, what may be touched and by
-// whom (the race checker), and atomics.
+// whom (the race checker), atomics, and asynchronous copies.
 #include "engine.h"
 
 #include <sys/mman.h>
@@ -146,7 +146,6 @@ void* shared_array(const void* key, size_t bytes) {
 
 void* shared_dynamic() { return arena; }
 bool is_device_memory(const void* address) { return offset_of(address) < DEVICE_BYTES; }
-bool is_shared_memory(const void* address) { return offset_of(address) - offset_of(arena) < arena_end; }
 
 // ---- races -------------------------------------------------------------------------------------------------------
 
@@ -243,6 +242,46 @@ using namespace emulator;
 int atomicCAS(int* address, int expected, int value) {
   check(address, sizeof(int), How::Atomic);
   return std::exchange(*address, *address == expected ? value : *address);
+}
+
+// ---- asynchronous copies ------------------------------------------------------------------------------------------
+
+static bool is_shared_memory(const void* address) { return offset_of(address) - offset_of(arena) < arena_end; }
+
+void emulator::check_row(const char* what, const void* address, int line) {
+  if (!is_shared_memory(address) || reinterpret_cast<uintptr_t>(address) % 16)
+    fail(line, "%s: the address is not a multiple of 16 in shared memory", what);
+}
+
+void cp_async16(void* destination, const void* source, int bytes, int line) {
+  check_row("cp_async16", destination, line);
+  if (bytes < 0 || bytes > 16) fail(line, "cp_async16: %d bytes", bytes);
+  const bool in_device_memory = is_device_memory(source) && !is_shared_memory(source);
+  if (reinterpret_cast<uintptr_t>(source) % 16 || (bytes > 0 && !in_device_memory))
+    fail(line, "cp_async16: the source is not a multiple of 16 in device memory");
+  check(source, static_cast<size_t>(bytes), How::Read);
+  check(destination, 16, How::Write);
+  std::memset(destination, 0xff, 16);
+  mark(destination, 16, COPYING);
+  running->copies.push_back({destination, source, bytes, running->committed});
+}
+
+void cp_async_commit() { running->committed++; }
+
+void cp_async_wait_groups(int pending) {
+  std::vector<Copy>& copies = running->copies;
+  size_t kept = 0;
+  for (const Copy& copy : copies) {
+    if (copy.group + static_cast<unsigned>(pending) >= running->committed) {
+      copies[kept++] = copy;
+      continue;
+    }
+    mark(copy.destination, 16, UNWRITTEN);
+    check(copy.destination, 16, How::Write);
+    std::memset(copy.destination, 0, 16);
+    std::memcpy(copy.destination, copy.source, static_cast<size_t>(copy.bytes));
+  }
+  copies.resize(kept);
 }
 
 // ---- what the compiler's instrumentation calls ---------------------------------------------------------------------
