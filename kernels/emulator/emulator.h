@@ -93,7 +93,7 @@ inline void exchange(uint32_t mask, const char* operation, int line, T value, Re
   collective(mask, operation, line, &own, [](void* const* lanes, uint32_t all) {
     const auto lane = [lanes](unsigned i) { return static_cast<std::pair<T, Receive>*>(lanes[i]); };
     for (uint32_t rest = all; rest; rest &= rest - 1)
-      lane(__builtin_ctz(rest))->second([lane](unsigned i) { return lane(i)->first; });
+      lane(static_cast<unsigned>(__builtin_ctz(rest)))->second([lane](unsigned i) { return lane(i)->first; });
   });
 }
 
