@@ -244,8 +244,7 @@ void barrier(int line) {
 }
 
 void collective(uint32_t mask, const char* operation, int line, void* mine, Compute compute) {
-  const unsigned own = lane();
-  const unsigned first = thread_index.x - own;
+  const unsigned own = lane(), first = thread_index.x - own;
   if (!(mask >> own & 1u)) fail(line, "%s: the mask %08x does not have the calling lane, %u", operation, mask, own);
   if (first + 31u - static_cast<unsigned>(__builtin_clz(mask)) >= thread_count)
     fail(line, "%s: the mask %08x has lanes that do not exist", operation, mask);

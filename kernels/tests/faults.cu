@@ -82,6 +82,12 @@ KERNEL(source_outside_mask) {
   blank[threadIdx.x] = __shfl_sync(0x0000ffffu, values[threadIdx.x], 20);
 }
 
+// Right on a GPU; the emulator cannot say what it orders.
+KERNEL(syncwarp_of_half) {
+  if (threadIdx.x % WARP < 16) __syncwarp(0x0000ffffu);
+  blank[threadIdx.x] = values[threadIdx.x];
+}
+
 KERNEL(different_shuffles) {
   if (threadIdx.x % 2 == 0)
     blank[threadIdx.x] = __shfl_xor_sync(ALL_LANES, values[threadIdx.x], 2);
@@ -194,6 +200,7 @@ const std::map<std::string, Case> cases = {
     {"mask_without_self", {mask_without_self}},
     {"mask_with_absent_lanes", {mask_with_absent_lanes}},
     {"source_outside_mask", {source_outside_mask}},
+    {"syncwarp_of_half", {syncwarp_of_half}},
     {"different_shuffles", {different_shuffles}},
     {"beyond_shared", {beyond_shared}},
     {"beyond_global", {beyond_global}},

@@ -20,6 +20,7 @@ const faults: Record<string, RegExp | Record<Emulation, RegExp | null>> = {
   mask_without_self: /vote: the mask 0000ffff does not have the calling lane, \d+/,
   mask_with_absent_lanes: /waits in a shuffle that others never reach/,
   source_outside_mask: /shuffle: lane 20 is not in the mask 0000ffff/,
+  syncwarp_of_half: /__syncwarp: the mask is 0000ffff; the emulator orders whole warps only/,
   different_shuffles: /shuffle, while other lanes of the mask are in the shuffle of line \d+/,
   copy_never_waited_for: /the thread ends with asynchronous copies that it has not waited for/,
   copy_to_odd_place: /cp_async16: the address is not a multiple of 16 in shared memory/,
