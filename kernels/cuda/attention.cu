@@ -15,6 +15,11 @@ constexpr int THREADS = 128;
 constexpr int DOWN = 2;  // fragments of 16 queries per warp
 constexpr int QUERIES = THREADS / 32 * DOWN * 16;
 
+// Sums and weights are relative to a base that follows the greatest score only when that has left it this far behind, in
+// powers of two: what was summed is scaled anew a few times in all instead of at every block of keys, and a weight of 2^8
+// has the same digits as one of 1 (Zadouri et al. 2026, "FlashAttention-4").
+constexpr float GROWTH = 8;
+
 template <int DIM, int KEYS>
 constexpr int SHARED_BYTES = (QUERIES + 4 * KEYS) * DIM * 2;
 
@@ -27,8 +32,7 @@ struct Head {
   float* lse;
 };
 
-// Keys arrive KEYS at a time; scores are computed for STRIP of them, as many as the registers hold beside the sums.
-template <int DIM, int KEYS, int STRIP>
+template <int DIM, int KEYS>
 GLOBAL void LAUNCH_BOUNDS(THREADS, 2) attend(Attention p, Order order) {
   using QueryTile = TensorTile<QUERIES, DIM>;
   using KeyTile = TensorTile<KEYS, DIM>;
@@ -79,11 +83,12 @@ GLOBAL void LAUNCH_BOUNDS(THREADS, 2) attend(Attention p, Order order) {
   const int warp_row = warp_of_thread() * DOWN * 16;
   const float factor = p.scale * LOG2_E;
   float sums[DOWN][DIM / 8][4] = {};
-  // Per row of this lane: fragment i, half h. Totals are this lane's share until the end.
-  float maxima[DOWN][2], totals[DOWN][2];
+  // Per row of this lane: fragment i, half h. A weight is 2^(score - base), with scores in powers of two; totals are this
+  // lane's share until the end.
+  float bases[DOWN][2], totals[DOWN][2];
 #pragma unroll
   for (int i = 0; i < DOWN; i++)
-    for (int half = 0; half < 2; half++) maxima[i][half] = -INFINITY, totals[i][half] = 0;
+    for (int half = 0; half < 2; half++) bases[i][half] = -INFINITY, totals[i][half] = 0;
 
   // Narrow heads leave the registers to hold the queries, which saves a fifth of the loads from shared memory.
   constexpr bool HOLDS_QUERIES = DIM <= 64;
@@ -100,49 +105,49 @@ GLOBAL void LAUNCH_BOUNDS(THREADS, 2) attend(Attention p, Order order) {
     __syncthreads();
     if (block > 0) fetch(block - 1);
 
-#pragma unroll 1
-    for (int strip = 0; strip < KEYS; strip += STRIP) {
-      // Query r of this warp sees the keys 0 .. ahead + r of the strip.
-      const int ahead = start + first + warp_row - key - strip;
-      if (ahead + DOWN * 16 <= 0) break;
+    // Query r of this warp sees the keys 0 .. ahead + r of the block.
+    const int ahead = start + first + warp_row - key;
+    if (ahead + DOWN * 16 <= 0) continue;
 
-      float weights[DOWN][STRIP / 8][4] = {};
-      if constexpr (HOLDS_QUERIES) multiply_held<DOWN, STRIP>(weights, q_fragments, keys(block), strip);
-      else multiply_by_rows<DOWN, STRIP>(weights, queries, warp_row, keys(block), strip);
-      if (ahead < STRIP - 1) {
+    float weights[DOWN][KEYS / 8][4] = {};
+    if constexpr (HOLDS_QUERIES) multiply_held<DOWN, KEYS>(weights, q_fragments, keys(block), 0);
+    else multiply_by_rows<DOWN, KEYS>(weights, queries, warp_row, keys(block), 0);
+    if (ahead < KEYS - 1) {
 #pragma unroll
-        for (int i = 0; i < DOWN; i++)
+      for (int i = 0; i < DOWN; i++)
 #pragma unroll
-          for (int j = 0; j < STRIP / 8; j++)
+        for (int j = 0; j < KEYS / 8; j++)
 #pragma unroll
-            for (int e = 0; e < 4; e++)
-              if (j * 8 + lane % 4 * 2 + e % 2 > ahead + i * 16 + e / 2 * 8 + lane / 4) weights[i][j][e] = -INFINITY;
+          for (int e = 0; e < 4; e++)
+            if (j * 8 + lane % 4 * 2 + e % 2 > ahead + i * 16 + e / 2 * 8 + lane / 4) weights[i][j][e] = -INFINITY;
+    }
+
+    float most[DOWN][2];
+    bool grown = false;
+#pragma unroll
+    for (int i = 0; i < DOWN; i++) {
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        float score = -INFINITY;
+#pragma unroll
+        for (int j = 0; j < KEYS / 8; j++)
+          score = fmaxf(score, fmaxf(weights[i][j][half * 2], weights[i][j][half * 2 + 1]));
+        score = fmaxf(score, __shfl_xor_sync(ALL_LANES, score, 1));
+        score = fmaxf(score, __shfl_xor_sync(ALL_LANES, score, 2));
+        most[i][half] = score * factor;
+        grown |= most[i][half] > bases[i][half] + GROWTH;
       }
-
+    }
+    if (__ballot_sync(ALL_LANES, grown) != 0) {
 #pragma unroll
       for (int i = 0; i < DOWN; i++) {
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-          float most = maxima[i][half];
-#pragma unroll
-          for (int j = 0; j < STRIP / 8; j++)
-            most = fmaxf(most, fmaxf(weights[i][j][half * 2], weights[i][j][half * 2 + 1]));
-          most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, 1));
-          most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, 2));
-          // A query that has seen no key yet has nothing to correct and weighs nothing.
-          const float base = most == -INFINITY ? 0.0f : most * factor;
-          const float correction = fast_exp2(maxima[i][half] * factor - base);
-          maxima[i][half] = most;
-          float total = totals[i][half] * correction;
-#pragma unroll
-          for (int j = 0; j < STRIP / 8; j++) {
-#pragma unroll
-            for (int e = half * 2; e < half * 2 + 2; e++) {
-              weights[i][j][e] = fast_exp2(fmaf(weights[i][j][e], factor, -base));
-              total += weights[i][j][e];
-            }
-          }
-          totals[i][half] = total;
+          const float base = fmaxf(bases[i][half], most[i][half]);
+          // A query that has seen no key yet has nothing to correct.
+          const float correction = base == -INFINITY ? 1.0f : fast_exp2(bases[i][half] - base);
+          bases[i][half] = base;
+          totals[i][half] *= correction;
 #pragma unroll
           for (int j = 0; j < DIM / 8; j++) {
             sums[i][j][half * 2] *= correction;
@@ -150,8 +155,23 @@ GLOBAL void LAUNCH_BOUNDS(THREADS, 2) attend(Attention p, Order order) {
           }
         }
       }
-      multiply_fragments<DOWN, STRIP>(sums, weights, values(block), strip);
     }
+#pragma unroll
+    for (int i = 0; i < DOWN; i++) {
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        const float base = bases[i][half] == -INFINITY ? 0.0f : bases[i][half];
+#pragma unroll
+        for (int j = 0; j < KEYS / 8; j++) {
+#pragma unroll
+          for (int e = half * 2; e < half * 2 + 2; e++) {
+            weights[i][j][e] = fast_exp2(fmaf(weights[i][j][e], factor, -base));
+            totals[i][half] += weights[i][j][e];
+          }
+        }
+      }
+    }
+    multiply_fragments<DOWN, KEYS>(sums, weights, values(block), 0);
   }
 
 #pragma unroll
@@ -161,24 +181,24 @@ GLOBAL void LAUNCH_BOUNDS(THREADS, 2) attend(Attention p, Order order) {
       float total = totals[i][half];
       total += __shfl_xor_sync(ALL_LANES, total, 1);
       total += __shfl_xor_sync(ALL_LANES, total, 2);
-      const float inverse = __fdividef(1.0f, total);  // a total lies between 1 and the number of keys
+      const float inverse = __fdividef(1.0f, total);  // a total lies between 1 and 2^GROWTH for each key
 #pragma unroll
       for (int j = 0; j < DIM / 8; j++) {
         sums[i][j][half * 2] *= inverse;
         sums[i][j][half * 2 + 1] *= inverse;
       }
       const int r = warp_row + i * 16 + half * 8 + lane / 4;
-      if (head.lse && lane % 4 == 0 && r < count) head.lse[r] = maxima[i][half] * p.scale + logf(total);
+      if (head.lse && lane % 4 == 0 && r < count) head.lse[r] = bases[i][half] * (1 / LOG2_E) + logf(total);
     }
   }
   write_rows<DOWN>(sums, queries, warp_row, head.output + warp_row * width, width, count - warp_row);
 }
 
-template <int DIM, int KEYS, int STRIP>
+template <int DIM, int KEYS>
 int32_t launch_attend(const mantou_context* context, const char* name, const Attention& p) {
   const int blocks = (p.queries - 1) / QUERIES + 1;
   const Order order = order_of(context, p.batch * p.heads, blocks, int64_t{4} * p.places.capacity * DIM, true);
-  return launch(name, attend<DIM, KEYS, STRIP>, grid_of(order.heads * order.blocks), THREADS, SHARED_BYTES<DIM, KEYS>,
+  return launch(name, attend<DIM, KEYS>, grid_of(order.heads * order.blocks), THREADS, SHARED_BYTES<DIM, KEYS>,
                 context->stream, p, order);
 }
 
@@ -190,10 +210,10 @@ int32_t attend(const mantou_context* context, const char* name, int32_t dtype, c
       !on_tensor_cores(dtype, p.dim, p.q_stride, p.kv_stride, p.q, p.k, p.v, p.q_rope, p.k_rope, p.output))
     return attend_scalar(context, name, dtype, p);
   switch (p.dim) {
-    case 16: return launch_attend<16, 128, 128>(context, name, p);
-    case 32: return launch_attend<32, 128, 128>(context, name, p);
-    case 64: return launch_attend<64, 64, 64>(context, name, p);
-    default: return launch_attend<128, 64, 32>(context, name, p);
+    case 16: return launch_attend<16, 128>(context, name, p);
+    case 32: return launch_attend<32, 128>(context, name, p);
+    case 64: return launch_attend<64, 64>(context, name, p);
+    default: return launch_attend<128, 64>(context, name, p);
   }
 }
 

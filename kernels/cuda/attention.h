@@ -134,16 +134,14 @@ struct HeadLoader {
   static constexpr int PASS = THREADS / Tile::CHUNKS;  // rows per round
   static constexpr int ROUNDS = Tile::ROWS / PASS;
   static_assert(THREADS % Tile::CHUNKS == 0 && Tile::ROWS % PASS == 0, "every thread copies as much as the others");
+  static_assert(PASS % 8 == 0, "rows of a thread must share their swizzle");
 
   // Starts the copy of the `count` rows that exist; the others become zeros.
   static DEVICE void fetch(Tile tile, const bf16* rows, int64_t stride, int count) {
-    // Not unrolled as a whole, nor is the loop below: registers are full of sums when they run.
-#pragma unroll 2
-    for (int i = 0; i < ROUNDS; i++) {
-      const int r = row(i);
-      const bool exists = r < count;
-      cp_async16(tile.chunk(r, column()), exists ? rows + r * stride + column() * CHUNK : rows, exists ? 16 : 0);
-    }
+    const bf16* from = rows + row(0) * stride + column() * CHUNK;
+    [[maybe_unused]] constexpr int UNROLL = Tile::COLUMNS > 32 ? 4 : 2;  // registers are full of sums when it runs
+#pragma unroll UNROLL
+    for (int i = 0; i < ROUNDS; i++, from += PASS * stride) cp_async16(place(tile, i), from, row(i) < count ? 16 : 0);
   }
 
   // Rotates what this thread has fetched and waited for. `first`: the first row's place in its sequence.
@@ -156,18 +154,21 @@ struct HeadLoader {
       const auto* const angles =
           reinterpret_cast<const float4*>(rotation.row(first + r, Tile::COLUMNS) + column() * CHUNK);
       const float4 one = angles[0], two = angles[1];
-      auto* const place = reinterpret_cast<uint4*>(tile.chunk(r, column()));
-      uint4 values = *place;
+      auto* const chunk = reinterpret_cast<uint4*>(place(tile, i));
+      uint4 values = *chunk;
       values.x = turned(values.x, make_float2(one.x, one.y));
       values.y = turned(values.y, make_float2(one.z, one.w));
       values.z = turned(values.z, make_float2(two.x, two.y));
       values.w = turned(values.w, make_float2(two.z, two.w));
-      *place = values;
+      *chunk = values;
     }
   }
 
   static DEVICE int row(int round) { return round * PASS + static_cast<int>(threadIdx.x) / Tile::CHUNKS; }
   static DEVICE int column() { return static_cast<int>(threadIdx.x) % Tile::CHUNKS; }
+  static DEVICE bf16* place(Tile tile, int round) {
+    return tile.chunk(row(0), column()) + round * PASS * Tile::COLUMNS;
+  }
 
  private:
   static DEVICE uint32_t turned(uint32_t pair, float2 angle) {
@@ -187,17 +188,15 @@ DEVICE void as_left_operand(uint32_t (&fragment)[4], const float (&left)[4], con
 // sum += A B^T for a warp's DOWN * 16 rows of A from `row` on and COLUMNS rows of B from `column` on, both by rows.
 template <int DOWN, int COLUMNS, typename TileA, typename TileB>
 DEVICE void multiply_by_rows(float (&sum)[DOWN][COLUMNS / 8][4], TileA a, int row, TileB b, int column) {
-  // Wide heads fill the registers with sums; more loads in flight would spill them.
-  [[maybe_unused]] constexpr int UNROLL = TileA::COLUMNS > 64 ? 1 : TileA::COLUMNS / 16;
-#pragma unroll UNROLL
+#pragma unroll
   for (int k = 0; k < TileA::COLUMNS; k += 16) {
     uint32_t left[DOWN][4];
 #pragma unroll
-    for (int i = 0; i < DOWN; i++) a.load_down(left[i], row + i * 16, k);
+    for (int i = 0; i < DOWN; i++) a.from(row).load_down(left[i], i * 16, k);
 #pragma unroll
     for (int j = 0; j < COLUMNS / 8; j += 2) {
       uint32_t right[4];
-      b.load_across(right, column + j * 8, k);
+      b.from(column).load_across(right, j * 8, k);
 #pragma unroll
       for (int i = 0; i < DOWN; i++) {
         mma_bf16_16816(sum[i][j], left[i], right[0], right[1]);
@@ -213,7 +212,7 @@ DEVICE void load_held(uint32_t (&a)[DOWN][DEPTH][4], Tile tile, int row) {
 #pragma unroll
   for (int i = 0; i < DOWN; i++)
 #pragma unroll
-    for (int k = 0; k < DEPTH; k++) tile.load_down(a[i][k], row + i * 16, k * 16);
+    for (int k = 0; k < DEPTH; k++) tile.from(row).load_down(a[i][k], i * 16, k * 16);
 }
 
 // sum += A B^T for such fragments A and COLUMNS rows of B from `column` on.
@@ -224,7 +223,7 @@ DEVICE void multiply_held(float (&sum)[DOWN][COLUMNS / 8][4], const uint32_t (&a
 #pragma unroll
     for (int j = 0; j < COLUMNS / 8; j += 2) {
       uint32_t right[4];
-      b.load_across(right, column + j * 8, k * 16);
+      b.from(column).load_across(right, j * 8, k * 16);
 #pragma unroll
       for (int i = 0; i < DOWN; i++) {
         mma_bf16_16816(sum[i][j], a[i][k], right[0], right[1]);
@@ -246,7 +245,7 @@ DEVICE void multiply_fragments(float (&sum)[DOWN][Tile::COLUMNS / 8][4], const f
 #pragma unroll
     for (int j = 0; j < Tile::COLUMNS / 8; j += 2) {
       uint32_t right[4];
-      b.load_down_transposed(right, row + k, j * 8);
+      b.from(row).load_down_transposed(right, k, j * 8);
 #pragma unroll
       for (int i = 0; i < DOWN; i++) {
         mma_bf16_16816(sum[i][j], left[i], right[0], right[1]);
@@ -264,7 +263,7 @@ DEVICE void compute_deltas(Tile doutput, const bf16* output, int64_t stride, int
     const int r = Loader::row(i);
     float sum = 0;
     if (r < count) {
-      const uint4 a = *reinterpret_cast<const uint4*>(doutput.chunk(r, Loader::column()));
+      const uint4 a = *reinterpret_cast<const uint4*>(Loader::place(doutput, i));
       const uint4 b = *reinterpret_cast<const uint4*>(output + r * stride + Loader::column() * CHUNK);
       const uint32_t x[4] = {a.x, a.y, a.z, a.w}, y[4] = {b.x, b.y, b.z, b.w};
 #pragma unroll

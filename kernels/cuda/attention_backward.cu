@@ -120,7 +120,6 @@ GLOBAL void LAUNCH_BOUNDS(Plan<DIM>::THREADS, 1) differentiate_queries(Attention
       // Query r of this warp sees the keys 0 .. ahead + r of the strip.
       const int ahead = first + warp_row - key - strip;
       if (ahead + DOWN * 16 <= 0) break;
-      forget(tiles.lane);  // no registers are left to keep addresses in from strip to strip
       float weights[DOWN][STRIP / 8][4] = {}, dweights[DOWN][STRIP / 8][4] = {};
       multiply_held<DOWN, STRIP>(weights, q_fragments, tiles.passing(0, block), strip);
       if constexpr (HOLDS_BOTH)
@@ -169,14 +168,14 @@ GLOBAL void LAUNCH_BOUNDS(Plan<DIM>::THREADS, 1) differentiate_keys(AttentionBac
   const int32_t* const positions = p.positions ? p.positions + row : nullptr;
   const Rotation rotation = {p.rope, positions, 0};
   const int group = p.heads / p.kv_heads;
-  // Step s handles block first_block + s % blocks of the queries of head s / blocks of the group.
-  const int first_block = first / PASSING;
-  const int blocks = (p.length - 1) / PASSING + 1 - first_block;
+  // The blocks of queries that see these keys, of one head of the group after the other.
+  const int first_block = first / PASSING, end_block = (p.length - 1) / PASSING + 1;
+  const int steps = group * (end_block - first_block);
   const int thread = static_cast<int>(threadIdx.x);
+  int head = work.head * group, block = first_block;
   float next_lse = 0, next_delta = 0;
   const auto fetch = [&](int step) {
-    const int head = work.head * group + step / blocks;
-    const int query = (first_block + step % blocks) * PASSING;
+    const int query = block * PASSING;
     P::PassingLoader::fetch(tiles.passing(0, step),
                             static_cast<const bf16*>(p.q) + (row + query) * p.q_stride + head * DIM, p.q_stride,
                             p.length - query);
@@ -202,19 +201,21 @@ GLOBAL void LAUNCH_BOUNDS(Plan<DIM>::THREADS, 1) differentiate_keys(AttentionBac
   const int warp_row = warp_of_thread() * DOWN * 16;
   const float factor = p.scale * LOG2_E;
   float dk[DOWN][DIM / 8][4] = {}, dv[DOWN][DIM / 8][4] = {};
-  for (int step = 0; step < group * blocks; step++) {
-    const int query = (first_block + step % blocks) * PASSING;
+  for (int step = 0; step < steps; step++) {
+    const int query = block * PASSING;
     cp_async_wait<0>();
     P::PassingLoader::turn(tiles.passing(0, step), rotation, query, p.length - query);
     if (thread < PASSING) lses[step & 1][thread] = next_lse, deltas[step & 1][thread] = next_delta;
     __syncthreads();
-    if (step + 1 < group * blocks) fetch(step + 1);
+    if (step + 1 < steps) {
+      if (++block == end_block) block = first_block, head++;
+      fetch(step + 1);
+    }
 #pragma unroll 1
     for (int strip = 0; strip < PASSING; strip += STRIP) {
       // Key r of this warp is seen by the queries behind + r .. of the strip.
       const int behind = first + warp_row - query - strip;
       if (behind >= STRIP) continue;
-      forget(tiles.lane);  // no registers are left to keep addresses in from strip to strip
       float weights[DOWN][STRIP / 8][4] = {}, dweights[DOWN][STRIP / 8][4] = {};
       multiply_by_rows<DOWN, STRIP>(weights, tiles.held(0), warp_row, tiles.passing(0, step), strip);
       multiply_by_rows<DOWN, STRIP>(dweights, tiles.held(1), warp_row, tiles.passing(1, step), strip);

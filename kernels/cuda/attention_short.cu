@@ -45,8 +45,8 @@ GLOBAL void LAUNCH_BOUNDS(THREADS, 1) differentiate_head(AttentionBackward p) {
   SHARED_DYNAMIC(memory);
   SHARED_ARRAY(float, lses, [ROWS]);
   SHARED_ARRAY(float, deltas, [ROWS]);
-  const int lane = lane_of_thread(), thread = static_cast<int>(threadIdx.x);
-  Tiles<DIM> tiles = {reinterpret_cast<bf16*>(memory), lane};
+  const int thread = static_cast<int>(threadIdx.x);
+  Tiles<DIM> tiles = {reinterpret_cast<bf16*>(memory), lane_of_thread()};
   const int group = p.heads / p.kv_heads;
   const int64_t width = static_cast<int64_t>(p.heads) * DIM;
 
@@ -99,6 +99,7 @@ GLOBAL void LAUNCH_BOUNDS(THREADS, 1) differentiate_head(AttentionBackward p) {
     for (int step = 0; step * STRIP < p.length; step++) {
       const int query = step * STRIP;
       forget(tiles.lane);  // no registers are left to keep addresses in from step to step
+      const int lane = tiles.lane;
       if (first_key < query + STRIP) {
         float weights[1][STRIP / 8][4] = {}, dweights[1][STRIP / 8][4] = {};
         multiply_held<1, STRIP>(weights, key_fragments, tile(QUERIES), query);

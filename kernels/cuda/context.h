@@ -19,7 +19,7 @@
 #include "ptx.h"
 
 #define SHARED_ARRAY(type, name, dimensions) __shared__ __align__(16) type name dimensions
-#define SHARED_DYNAMIC(name) extern __shared__ __align__(128) char name[]
+#define SHARED_DYNAMIC(name) extern __shared__ __align__(256) char name[]
 #else
 #include "../emulator/runtime.h"
 #endif

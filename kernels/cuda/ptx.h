@@ -6,8 +6,10 @@
 
 #include <cstdint>
 
-__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+// Where something lies in shared memory, to be computed with: a pointer would be made into one at every use.
+using SharedAddress = uint32_t;
+__device__ __forceinline__ SharedAddress shared_address(const void* pointer) {
+  return static_cast<SharedAddress>(__cvta_generic_to_shared(pointer));
 }
 
 // Copies 16 bytes from device to shared memory in the background; both addresses are multiples of 16. Only the first
@@ -28,18 +30,18 @@ __device__ __forceinline__ void cp_async_wait() {
 
 // Four 8 x 8 matrices of bfloat16 from shared memory. Lane l gives the address (a multiple of 16) of row l % 8 of matrix
 // l / 8; lane 4 g + t receives the elements 2 t and 2 t + 1 of row g of each.
-__device__ __forceinline__ void ldmatrix_x4(uint32_t (&registers)[4], const void* row) {
+__device__ __forceinline__ void ldmatrix_x4(uint32_t (&registers)[4], SharedAddress row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
-               : "r"(shared_address(row))
+               : "r"(row)
                : "memory");
 }
 
 // The same of the transposed matrices.
-__device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&registers)[4], const void* row) {
+__device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&registers)[4], SharedAddress row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
-               : "r"(shared_address(row))
+               : "r"(row)
                : "memory");
 }
 

@@ -23,13 +23,17 @@ struct TensorTile {
   static constexpr int BYTES = ROWS * COLUMNS * 2;
   static_assert(CHUNKS == 2 || CHUNKS == 4 || CHUNKS % 8 == 0, "no swizzle for this width");
 
-  bf16* data;
-  int lane;  // of the calling thread; from it follow the addresses that it loads fragments from
+  bf16* data;  // at a multiple of a row's bytes
+  int lane;    // of the calling thread; from it follow the addresses that it loads fragments from
 
   // Rows of 32 bytes share a line of banks by four, rows of 64 bytes by two.
   static DEVICE int swizzle(int row) {
     return CHUNKS == 2 ? (row >> 2) & 1 : CHUNKS == 4 ? (row >> 1) & 3 : row & 7;
   }
+
+  // The tile without its first rows, a multiple of 8. Where `row` is not known when this is compiled, one addition here
+  // serves all fragments, whose rows are then part of the instruction.
+  DEVICE TensorTile from(int row) const { return {data + row * COLUMNS, lane}; }
 
   DEVICE bf16* chunk(int row, int chunk) const { return data + row * COLUMNS + (chunk ^ swizzle(row)) * CHUNK; }
 
@@ -52,11 +56,18 @@ struct TensorTile {
   }
 
  private:
-  DEVICE const bf16* down(int row, int column) const {
-    return chunk(row + (lane & 15), column / CHUNK + (lane >> 4));
+  DEVICE SharedAddress down(int row, int column) const { return at(row, column, lane & 15, lane >> 4); }
+  DEVICE SharedAddress across(int row, int column) const {
+    return at(row, column, (lane & 7) + (lane >> 4) * 8, (lane >> 3) & 1);
   }
-  DEVICE const bf16* across(int row, int column) const {
-    return chunk(row + (lane & 7) + (lane >> 4) * 8, column / CHUNK + ((lane >> 3) & 1));
+
+  // The chunk `lane_chunk` beyond `column`, a multiple of 16, in the row `lane_row` below `row`, a multiple of 8. The lane's
+  // row alone decides the swizzle and its chunk fills the lowest bit, so the column comes in by an exclusive or with what
+  // is the lane's own: one instruction an address.
+  DEVICE SharedAddress at(int row, int column, int lane_row, int lane_chunk) const {
+    constexpr int BYTES_OF = sizeof(bf16);
+    const int own = lane_row * COLUMNS + (lane_chunk ^ swizzle(lane_row)) * CHUNK;
+    return ((shared_address(data) + own * BYTES_OF) ^ (column * BYTES_OF)) + row * COLUMNS * BYTES_OF;
   }
 };
 

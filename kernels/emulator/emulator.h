@@ -175,8 +175,10 @@ template <int pending>
 inline void cp_async_wait() {
   cp_async_wait_groups(pending);
 }
-void ldmatrix_x4(uint32_t (&registers)[4], const void* row, int line = __builtin_LINE());
-void ldmatrix_x4_trans(uint32_t (&registers)[4], const void* row, int line = __builtin_LINE());
+using SharedAddress = uintptr_t;
+inline SharedAddress shared_address(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer); }
+void ldmatrix_x4(uint32_t (&registers)[4], SharedAddress row, int line = __builtin_LINE());
+void ldmatrix_x4_trans(uint32_t (&registers)[4], SharedAddress row, int line = __builtin_LINE());
 void mma_bf16_16816(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, int line = __builtin_LINE());
 inline uint32_t pack_bf16(float low, float high) {
   return __float2bfloat16_rn(low).bits | static_cast<uint32_t>(__float2bfloat16_rn(high).bits) << 16;

@@ -294,11 +294,11 @@ static void ldmatrix(const char* name, bool transposed, uint32_t (&registers)[4]
   });
 }
 
-void ldmatrix_x4(uint32_t (&registers)[4], const void* row, int line) {
-  ldmatrix("ldmatrix", false, registers, row, line);
+void ldmatrix_x4(uint32_t (&registers)[4], SharedAddress row, int line) {
+  ldmatrix("ldmatrix", false, registers, reinterpret_cast<const void*>(row), line);
 }
-void ldmatrix_x4_trans(uint32_t (&registers)[4], const void* row, int line) {
-  ldmatrix("transposed ldmatrix", true, registers, row, line);
+void ldmatrix_x4_trans(uint32_t (&registers)[4], SharedAddress row, int line) {
+  ldmatrix("transposed ldmatrix", true, registers, reinterpret_cast<const void*>(row), line);
 }
 
 // Fragments as in the PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type".

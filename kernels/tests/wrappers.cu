@@ -103,6 +103,22 @@ void test_copies() {
   expect("cp_async16, cp_async_commit, cp_async_wait", to.fetch(), expected);
 }
 
+// ---- shared memory ---------------------------------------------------------------------------------------------------
+
+GLOBAL void place(int* to) {
+  SHARED_ARRAY(int, before, [3]);
+  SHARED_DYNAMIC(memory);
+  before[0] = static_cast<int>(shared_address(memory) % 256);
+  to[0] = before[0];
+}
+
+// Tiles compute with it: see ../cuda/tensor_tile.h.
+void test_place() {
+  Array<int> to({-1});
+  launch("place", place, 1, 1, 1024, stream, to.device);
+  expect("dynamic shared memory, behind an array, at a multiple of 256", to.fetch(), {0});
+}
+
 // ---- ldmatrix --------------------------------------------------------------------------------------------------------
 
 GLOBAL void load_matrices(const uint32_t* from, uint32_t* to, bool transposed) {
@@ -110,7 +126,7 @@ GLOBAL void load_matrices(const uint32_t* from, uint32_t* to, bool transposed) {
   for (int k = 0; k < 4; k++) tile[lane_of_thread()][k] = from[lane_of_thread() * 4 + k];
   __syncwarp();
   // Matrix m lies in the rows that the lanes 8 m .. 8 m + 7 point to: here not in order.
-  const void* const row = tile[lane_of_thread() ^ 9];
+  const SharedAddress row = shared_address(tile[lane_of_thread() ^ 9]);
   uint32_t registers[4];
   if (transposed)
     ldmatrix_x4_trans(registers, row);
@@ -226,6 +242,7 @@ void test_exp2() {
 int main() {
   cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
   test_copies();
+  test_place();
   test_ldmatrix(false);
   test_ldmatrix(true);
   test_mma();

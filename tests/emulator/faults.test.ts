@@ -84,7 +84,7 @@ for (const emulation of emulations) {
     }
 
     for (const [name, count] of [
-      ["wrappers", 6],
+      ["wrappers", 7],
       ["captures", 8],
     ] as const) {
       const own = buildEmulatedProgram(name, emulation);

@@ -6,7 +6,7 @@ import { describe, expect, test } from "bun:test";
 import { type Tensor, operations, ropeTable } from "@mantou/model";
 import { type PackedAttention, packedAttention, packedAttentionBackward } from "../../reference/gradients.ts";
 import * as ops from "../../reference/ops.ts";
-import { floats, ints, randomInts } from "../../support/ndarray.ts";
+import { type FloatArray, floats, ints, randomInts } from "../../support/ndarray.ts";
 import { onEveryType } from "../backends.ts";
 import { normalIn } from "../inputs.ts";
 import { DTYPES, Workbench, verify } from "../workbench.ts";
@@ -177,6 +177,45 @@ onEveryType((subject) => {
     verify(subject, run, reference(shape), { relative: 1e-4, absolute: 3e-5 }, naive);
   });
 
+  /** Forward and backward of heads without rope. */
+  const forwardAndBackward = (bench: Workbench, shape: PackedAttention, qkv: FloatArray, d: FloatArray) => {
+    const { batch, length, heads, kvHeads, headDim } = shape;
+    using on = shapeOn(bench, shape, length);
+    const [output, dQkv] = [bench.poisoned(d.shape), bench.poisoned(qkv.shape)];
+    const [lse, packed] = [bench.poisoned([batch, heads, length], "float32"), bench.from(qkv)];
+    operations.attentionForward(output, lse, packed, on.shape);
+    const sizes = [batch, length, heads, kvHeads, headDim] as const;
+    const workspace = bench.workspace(bench.device.size("mantou_attention_backward_workspace", ...sizes));
+    operations.attentionBackward(dQkv, { dOutput: bench.from(d), qkv: packed, output, lse, workspace }, on.shape);
+    return { output, lse, dQkv };
+  };
+
+  // Kernels walk from a query's own key to the first one, and may follow the greatest score late.
+  for (const headDim of [32, 64, 128]) {
+    test(`scores that grow towards the first key, by little and by much, heads of ${headDim}`, () => {
+      const [length, width] = [328, 3 * headDim];
+      const shape: PackedAttention = { batch: 1, length, heads: 1, kvHeads: 1, headDim };
+      const [qkv, d] = [normal([length, width], 1), normal([length, headDim], 2)];
+      const greatest = [23, 12, 6, 4, 3, 0]; // in keys 0 to 63, 64 to 127 and so on, for queries of 1
+      for (let row = 0; row < length; row++) {
+        const query = 0.5 + (row % 3) / 2;
+        for (let i = 0; i < headDim; i++) {
+          qkv.data[row * width + i] = query;
+          // one of 16 keys has the greatest score; a sixteenth is exact in bfloat16
+          const score = row % 16 === 5 ? greatest[row >> 6]! : -1;
+          qkv.data[row * width + headDim + i] = Math.round((16 * score) / Math.sqrt(headDim)) / 16;
+        }
+      }
+      const run = (bench: Workbench) => forwardAndBackward(bench, shape, qkv, d);
+      const reference = (of: PackedAttention) => ({
+        ...packedAttention(qkv, of),
+        dQkv: packedAttentionBackward(d, qkv, of),
+      });
+      const naive = type === "float32" ? {} : reference(naively(shape));
+      verify(subject, run, reference(shape), { relative: 1e-4, absolute: 1e-4 }, naive);
+    });
+  }
+
   test("scores of 1e4, exact in float32: finite forward and backward", () => {
     const shape: PackedAttention = { batch: 1, length: 33, heads: 2, kvHeads: 1, headDim: 16 };
     const { data } = randomInts([33, 64], 1, 101);
@@ -185,15 +224,7 @@ onEveryType((subject) => {
       Float32Array.from(data, (value) => value - 50),
     );
     const d = normal([33, 32], 2);
-    const run = (bench: Workbench) => {
-      using on = shapeOn(bench, shape, 33);
-      const [output, lse, packed] = [bench.poisoned([33, 32]), bench.poisoned([1, 2, 33], "float32"), bench.from(qkv)];
-      operations.attentionForward(output, lse, packed, on.shape);
-      const workspace = bench.workspace(bench.device.size("mantou_attention_backward_workspace", 1, 33, 2, 1, 16));
-      const dQkv = bench.poisoned([33, 64]);
-      operations.attentionBackward(dQkv, { dOutput: bench.from(d), qkv: packed, output, lse, workspace }, on.shape);
-      return { output, lse, dQkv };
-    };
+    const run = (bench: Workbench) => forwardAndBackward(bench, shape, qkv, d);
     const dQkv = packedAttentionBackward(d, qkv, shape);
     // Where a score is all there is to a row, exp(score − lse) carries the rounding of lse, 1e-3 at 1e4.
     verify(subject, run, { ...packedAttention(qkv, shape), dQkv }, { relative: 1e-3, absolute: 0.05 });
