@@ -19,7 +19,7 @@ export const TESTS: Record<string, { tests: string[]; pattern: string }> = {
   "matmul.cu": { tests: tests("matmul"), pattern: "matmul" },
   "attention.cu": {
     tests: tests("attention", "refusals"),
-    pattern: "bfloat16.*((1|64|65|77|193)\\], |a cache that|a slot that)",
+    pattern: "bfloat16.*((1|64|65|77|193)\\], |scores|a cache that|a slot that)",
   },
   "attention_cached.cu": {
     tests: tests("attention", "refusals"),
@@ -151,10 +151,12 @@ export const BY_HAND: Record<string, [before: string, after: string, kind: strin
     ["first + within % height", "first + within / height", "wrong tile"],
   ],
   "tensor_tile.h": [
-    ["chunk(row + (lane & 15)", "chunk(row + (lane & 7)", "wrong address"],
-    ["column / CHUNK + (lane >> 4)", "column / CHUNK", "wrong address"],
-    ["row + (lane & 7) + (lane >> 4) * 8", "row + (lane & 7)", "wrong address"],
-    ["((lane >> 3) & 1)", "(lane >> 4)", "wrong address"],
+    ["at(row, column, lane & 15,", "at(row, column, lane & 7,", "wrong address"],
+    ["lane & 15, lane >> 4", "lane & 15, 0", "wrong address"],
+    ["(lane & 7) + (lane >> 4) * 8", "lane & 7", "wrong address"],
+    ["(lane >> 3) & 1", "lane >> 4", "wrong address"],
+    [") ^ (column * BYTES_OF)", ") + (column * BYTES_OF)", "wrong address"],
+    ["{data + row * COLUMNS, lane}", "{data, lane}", "wrong address"],
   ],
   "attention.h": [
     ["pair.x * angle.x - pair.y * angle.y", "pair.x * angle.x + pair.y * angle.y", "wrong sign"],
@@ -163,14 +165,19 @@ export const BY_HAND: Record<string, [before: string, after: string, kind: strin
     ["rotation.row(first + r, Tile::COLUMNS)", "rotation.row(r, Tile::COLUMNS)", "wrong address"],
     ["make_float2(two.x, two.y)", "make_float2(one.x, one.y)", "wrong angle"],
     ["rotation.row(first + r, FRAGMENTS * 8)", "rotation.row(r, FRAGMENTS * 8)", "wrong address"],
+    ["from += PASS * stride", "from += stride", "wrong address"],
+    ["round * PASS * Tile::COLUMNS", "PASS * Tile::COLUMNS", "wrong address"],
     ["last_first ? blocks - 1 - block : block", "last_first ? blocks - block : block", "wrong block"],
   ],
   "attention.cu": [
     ["> ahead + i * 16 + e / 2 * 8", ">= ahead + i * 16 + e / 2 * 8", "mask off by one"],
-    ["if (ahead < STRIP - 1) {", "if (ahead < STRIP - 33) {", "mask missing"],
-    ["if (ahead + DOWN * 16 <= 0) break;", "if (ahead + DOWN * 16 <= 16) break;", "bound wrong"],
-    ["maxima[i][half] = most;", "", "maximum forgotten"],
-    ["values(block), strip);", "values(block), 0);", "wrong address"],
+    ["if (ahead < KEYS - 1) {", "if (ahead < KEYS - 33) {", "mask missing"],
+    ["if (ahead + DOWN * 16 <= 0) continue;", "if (ahead + DOWN * 16 <= 16) continue;", "bound wrong"],
+    ["bases[i][half] = base;", "", "base forgotten"],
+    ["totals[i][half] *= correction;", "", "correction dropped"],
+    ["sums[i][j][half * 2 + 1] *= correction;", "", "correction dropped"],
+    ["> bases[i][half] + GROWTH", "> bases[i][half] + 1000", "base too late"],
+    ["weights, values(block)", "weights, values(block + 1)", "wrong buffer"],
     ["(block & 1) * KEYS", "0 * KEYS", "buffer used too early"],
     ["head.v + key * p.kv_stride", "head.v", "wrong address"],
     ["work.head / (p.heads / p.kv_heads);", "work.head % p.kv_heads;", "wrong head"],
@@ -211,7 +218,7 @@ export const BY_HAND: Record<string, [before: string, after: string, kind: strin
     ],
     ["turn_back(sums, {p.gradient_rope", "turn_back(sums, {p.rope", "gradient not turned back"],
     ["rotated ? nullptr : rope", "rope", "rotated twice"],
-    ["work.head * group + step / blocks", "work.head * group", "wrong head"],
+    ["block = first_block, head++;", "block = first_block;", "wrong head"],
     ["if (behind >= STRIP) continue;", "if (behind >= 0) continue;", "bound wrong"],
   ],
   "attention_scalar.cu": [
@@ -227,7 +234,7 @@ export const BY_HAND: Record<string, [before: string, after: string, kind: strin
 
 /** Mutants that compute the same, or that differ in nothing that is promised, and why. */
 export const EQUIVALENT: { file: string; text: string; kind?: string; reason: string }[] = [
-  ...["most", "total"].map((name) => ({
+  ...["score", "total"].map((name) => ({
     file: "attention.cu",
     text: `__shfl_xor_sync(ALL_LANES, ${name}, 2)`,
     kind: "shuffle from another lane",

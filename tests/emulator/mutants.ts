@@ -199,8 +199,8 @@ function failure(build: Emulation, library: string, file: string): string | null
     MANTOU_EMULATED_LIBRARY: library,
     ...(build === "asan" ? sanitizerEnvironment() : {}),
   };
-  const command = [process.execPath, "test", "--bail", "--timeout", "60000", ...tests, "-t", pattern];
-  const run = Bun.spawnSync(command, { env: environment, stdout: "pipe", stderr: "pipe", timeout: 60_000 });
+  const command = [process.execPath, "test", "--bail", "--timeout", "150000", ...tests, "-t", pattern];
+  const run = Bun.spawnSync(command, { env: environment, stdout: "pipe", stderr: "pipe", timeout: 150_000 });
   const text = `${run.stdout}${run.stderr}`;
   if (run.exitCode === 0 && !/^ *0 pass/m.test(text)) return null;
   const words = /^(?:\w*Error: .*|==\d+==ERROR: .*|.*runtime error: .*|error: .*|panic.*)$/m.exec(text)?.[0];
