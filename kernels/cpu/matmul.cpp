@@ -10,10 +10,12 @@
 //     first-level cache while all panels of B stream past it;
 //   - tiles of MR x NR, which tile.h keeps in registers.
 // Packing makes all four transpositions look alike, turns strided reads into streams and costs one pass over each
-// operand. It goes to the thread's own scratch, so that threads never wait for each other.
+// operand. It goes to the thread's own scratch, so that threads never wait for each other. Where few columns pass over A,
+// it is read where it lies instead.
 //
 // A product of few rows with a transposed B (a step of generation: y = x W^T) would spend its time packing weights that
-// it reads once: it takes inner products of the rows of x and W instead.
+// it reads once: it takes inner products of the rows of x and W instead. So do the last columns of any such product where
+// they fill no vector (a vocabulary of 65).
 #include "matmul.h"
 
 #include "matmul_bf16.h"
@@ -87,21 +89,57 @@ void pack_b(const Product& product, int64_t column, int64_t columns, int64_t p, 
   else pack_columns<NR>(columns, k, product.b + p * product.ldb + column, product.ldb, packed);
 }
 
-// ---- one thread's rectangle -----------------------------------------------------------------------------------------
+// ---- inner products -------------------------------------------------------------------------------------------------
 
-// Of a last panel of so few columns a tile would leave most lanes idle. A strip fits into one vector on most targets, so
-// that its rows can take the lanes instead.
-constexpr int64_t NARROW = MR <= LANES ? MR / 2 : 0;
+// Bytes from what is being multiplied to what is fetched from memory meanwhile (past the last row that is harmless).
+constexpr int64_t AHEAD = 2048;
 
-// C [rows, columns] (+)= strip^T panel, with columns <= NARROW. Reads the strip up to a vector from its last row on.
-void narrow_tile(int64_t rows, int64_t columns, int64_t depth, const float* strip, const float* panel, float* c,
-                 int64_t ldc, bool accumulate) {
-  alignas(64) float sums[(NARROW + 1) * LANES];
-  tile(columns, LANES, depth, panel, NR, strip, MR, sums, LANES, false);
-  for (int64_t r = 0; r < rows; r++)
-    for (int64_t j = 0; j < columns; j++)
-      c[r * ldc + j] = accumulate ? c[r * ldc + j] + sums[j * LANES + r] : sums[j * LANES + r];
+// c[i * ldc + j] (+)= x[i] . w[j] for ROWS rows of x and `count` <= LANES of w. Row after row of w, so that memory is
+// read in one stream.
+template <int ROWS, typename In, typename Out>
+void inner_products(int64_t count, int64_t k, const In* x, int64_t ldx, const In* w, int64_t ldw, Out* c, int64_t ldc,
+                    bool accumulate) {
+  constexpr int CHAINS = 4;
+  Vector sums[ROWS][LANES] = {};
+  for (int64_t j = 0; j < count; j++, w += ldw) {
+    Vector sum[ROWS][CHAINS] = {};
+    int64_t p = 0;
+    for (; p + CHAINS * LANES <= k; p += CHAINS * LANES)
+      MANTOU_UNROLL for (int v = 0; v < CHAINS; v++) {
+        const int64_t at = p + v * LANES;
+        __builtin_prefetch(reinterpret_cast<const char*>(w + at) + AHEAD);
+        const Vector weight = load(w + at);
+        MANTOU_UNROLL for (int i = 0; i < ROWS; i++) sum[i][v] += load(x + i * ldx + at) * weight;
+      }
+    for_vectors(k - p, [&](int64_t rest, auto part) {
+      const Vector weight = load(w + p + rest, part);
+      MANTOU_UNROLL for (int i = 0; i < ROWS; i++) sum[i][0] += load(x + i * ldx + p + rest, part) * weight;
+    });
+    MANTOU_UNROLL for (int i = 0; i < ROWS; i++) sums[i][j] = (sum[i][0] + sum[i][1]) + (sum[i][2] + sum[i][3]);
+  }
+  for (int i = 0; i < ROWS; i++, c += ldc) {
+    transpose(sums[i]);
+    Vector total = sums[i][0];
+    MANTOU_UNROLL for (int lane = 1; lane < LANES; lane++) total += sums[i][lane];
+    for_vectors(count, [&](int64_t j, auto part) { store(c + j, accumulate ? load(c + j, part) + total : total, part); });
+  }
 }
+
+// Rows [m0, m1) and columns [n0, n1) of C (+)= A B^T, for few columns.
+template <typename In>
+void multiply_few_columns(const Product<In, float>& product, int64_t m0, int64_t m1, int64_t n0, int64_t n1) {
+  for (int64_t i = m0; i < m1; i += LANES)
+    for (int64_t j = n0; j < n1; j++) {
+      const int64_t rows = smaller(LANES, m1 - i);
+      float sums[LANES];
+      inner_products<1>(rows, product.k, product.b + j * product.ldb, 0, product.a + i * product.lda, product.lda, sums,
+                        0, false);
+      float* c = product.c + i * product.ldc + j;
+      for (int64_t r = 0; r < rows; r++, c += product.ldc) *c = product.accumulate ? *c + sums[r] : sums[r];
+    }
+}
+
+// ---- one thread's rectangle -----------------------------------------------------------------------------------------
 
 // Rows [m0, m1) and columns [n0, n1) of C.
 template <typename In>
@@ -110,6 +148,11 @@ void multiply_rectangle(const Product<In, float>& product, int64_t m0, int64_t m
   float* const packed_a = scratch + KC * NC;
   // Blocks of k of nearly equal depth: a short last one would pay for the whole of C again.
   const int64_t blocks = (product.k + KC - 1) / KC;
+  const int64_t rest = inner_product_columns(product, n1);
+  multiply_few_columns(product, m0, m1, n1 - rest, n1);
+  n1 -= rest;
+  const bool in_place = std::is_same_v<In, float> && reads_a_in_place(product);
+  const auto add_tile = in_place && !product.transpose_a ? tile<true> : tile<false>;
   for (int64_t block = 0; block < blocks; block++) {
     const int64_t p = product.k * block / blocks;
     const int64_t depth = product.k * (block + 1) / blocks - p;
@@ -122,14 +165,20 @@ void multiply_rectangle(const Product<In, float>& product, int64_t m0, int64_t m
           pack_b(product, j, smaller(NR, j1 - j), p, depth, packed_b + (j - j0) * depth);
         for (int64_t i = i0; i < i1; i += MR) {
           const int64_t rows = smaller(MR, i1 - i);
-          float* const strip = packed_a + (i - i0) * depth;
-          if (j0 == n0) pack_a(product, i, rows, p, depth, strip);
+          const float* strip = packed_a + (i - i0) * depth;
+          int64_t stride = MR;
+          if constexpr (std::is_same_v<In, float>) {
+            if (in_place) {
+              strip = product.a + (product.transpose_a ? p * product.lda + i : i * product.lda + p);
+              stride = product.lda;
+            }
+          }
+          if (!in_place && j0 == n0) pack_a(product, i, rows, p, depth, packed_a + (i - i0) * depth);
           for (int64_t j = j0; j < j1; j += NR) {
             const float* const panel = packed_b + (j - j0) * depth;
             float* const c = product.c + i * product.ldc + j;
             prefetch_tile(rows, smaller(NR, j1 - j), c, product.ldc);
-            if (j1 - j <= NARROW) narrow_tile(rows, j1 - j, depth, strip, panel, c, product.ldc, accumulate);
-            else tile(rows, smaller(NR, j1 - j), depth, strip, MR, panel, NR, c, product.ldc, accumulate);
+            add_tile(rows, smaller(NR, j1 - j), depth, strip, stride, panel, NR, c, product.ldc, accumulate);
           }
         }
       }
@@ -177,40 +226,6 @@ void multiply(const mantou_context* context, const Product<In, Out>& product) {
 }
 
 // ---- few rows -------------------------------------------------------------------------------------------------------
-
-// Bytes from what is being multiplied to what is fetched from memory meanwhile (past the last row that is harmless).
-constexpr int64_t AHEAD = 2048;
-
-// c[i * ldc + j] (+)= x[i] . w[j] for ROWS rows of x and `count` <= LANES of w. Row after row of w, so that memory is
-// read in one stream.
-template <int ROWS, typename In, typename Out>
-void inner_products(int64_t count, int64_t k, const In* x, int64_t ldx, const In* w, int64_t ldw, Out* c, int64_t ldc,
-                    bool accumulate) {
-  constexpr int CHAINS = 4;
-  Vector sums[ROWS][LANES] = {};
-  for (int64_t j = 0; j < count; j++, w += ldw) {
-    Vector sum[ROWS][CHAINS] = {};
-    int64_t p = 0;
-    for (; p + CHAINS * LANES <= k; p += CHAINS * LANES)
-      MANTOU_UNROLL for (int v = 0; v < CHAINS; v++) {
-        const int64_t at = p + v * LANES;
-        __builtin_prefetch(reinterpret_cast<const char*>(w + at) + AHEAD);
-        const Vector weight = load(w + at);
-        MANTOU_UNROLL for (int i = 0; i < ROWS; i++) sum[i][v] += load(x + i * ldx + at) * weight;
-      }
-    for_vectors(k - p, [&](int64_t rest, auto part) {
-      const Vector weight = load(w + p + rest, part);
-      MANTOU_UNROLL for (int i = 0; i < ROWS; i++) sum[i][0] += load(x + i * ldx + p + rest, part) * weight;
-    });
-    MANTOU_UNROLL for (int i = 0; i < ROWS; i++) sums[i][j] = (sum[i][0] + sum[i][1]) + (sum[i][2] + sum[i][3]);
-  }
-  for (int i = 0; i < ROWS; i++, c += ldc) {
-    transpose(sums[i]);
-    Vector total = sums[i][0];
-    MANTOU_UNROLL for (int lane = 1; lane < LANES; lane++) total += sums[i][lane];
-    for_vectors(count, [&](int64_t j, auto part) { store(c + j, accumulate ? load(c + j, part) + total : total, part); });
-  }
-}
 
 template <int ROWS, typename In, typename Out>
 void multiply_few_rows(const mantou_context* context, const Product<In, Out>& product) {

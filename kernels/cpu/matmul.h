@@ -25,6 +25,21 @@ struct Product {
   bool accumulate;
 };
 
+// Whether A had better be read where it lies: few columns of op(B) pass over it, so that packing would not pay, and its
+// rows do not all fall into the same few sets of the first-level cache, as those of some powers of two do.
+template <typename In, typename Out>
+bool reads_a_in_place(const Product<In, Out>& product) {
+  return product.n <= 128 && (product.transpose_a || product.lda * sizeof(In) % 2048 != 0);
+}
+
+// How many of the columns before n1 are left to inner products, which need rows of A and of B^T: the last ones of C,
+// which would leave most lanes of their vector idle.
+template <typename In, typename Out>
+int64_t inner_product_columns(const Product<In, Out>& product, int64_t n1) {
+  const int64_t rest = product.n % LANES;
+  return n1 == product.n && product.transpose_b && !product.transpose_a && rest <= LANES / 2 ? rest : 0;
+}
+
 // Asks for a tile of C that is about to be computed: it comes from memory while its sums grow.
 template <typename Out>
 void prefetch_tile(int64_t rows, int64_t columns, const Out* c, int64_t ldc) {

@@ -11,103 +11,26 @@
 //   multiply         whole tile of float32 (+)= strip * panel, where a panel is [pairs, COLUMNS] words for both units
 //   finish           C [rows, columns] (+)= strip * panel + sums, of any type and where only a part of the tile exists;
 //                    `sums` [ROWS, COLUMNS], which may be null, are of earlier blocks of k and may be overwritten
+//   READS_ROWS       whether it can do without packing A: rows with an even k by `finish_rows`, and inner products of rows
+//                    of A and of B^T by `multiply_few_columns`
 //
 // C in bfloat16 is rounded from float32 sums over all of k, which lie in scratch memory until the last block.
 #pragma once
 
 #if defined(__AVX512F__)
 
-#include <immintrin.h>
-
 #include "amx.h"
 #include "matmul.h"
+#include "pairs.h"
 
 MANTOU_NAMESPACE
-
-// ---- packing --------------------------------------------------------------------------------------------------------
-
-// The first `count` <= 32 elements at `from`, zeros after them.
-inline __m512i load_elements(const bfloat16* from, int64_t count) {
-  if (count >= 32) return _mm512_loadu_si512(from);
-  return _mm512_maskz_loadu_epi16((1u << count) - 1, from);
-}
-
-// GROUP rows, of which `rows` exist, by 16 pairs of k, of which `k` elements exist, transposed: block[pair] holds the
-// rows.
-template <int GROUP>
-void load_transposed(int64_t rows, int64_t k, const bfloat16* from, int64_t stride, Vector (&block)[LANES]) {
-  if (rows == GROUP && k == 32) {
-    MANTOU_UNROLL for (int i = 0; i < LANES; i++)
-      block[i] = i < GROUP ? (Vector)_mm512_loadu_si512(from + i * stride) : Vector{};
-  } else {
-    for (int64_t i = 0; i < LANES; i++) block[i] = i < rows ? (Vector)load_elements(from + i * stride, k) : Vector{};
-  }
-  transpose(block);
-}
-
-// Two rows of `columns` <= 32 elements, of which the second may be null, in pairs: columns 0 .. 15 and 16 .. 31.
-inline void load_interleaved(int64_t columns, const bfloat16* first, const bfloat16* second, Vector& low, Vector& high) {
-  const __m512i a = load_elements(first, columns), b = second ? load_elements(second, columns) : _mm512_setzero_si512();
-  alignas(64) static constexpr uint16_t ORDER[64] = {
-      0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39, 8,  40, 9,  41, 10, 42,
-      11, 43, 12, 44, 13, 45, 14, 46, 15, 47, 16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53,
-      22, 54, 23, 55, 24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63};
-  low = (Vector)_mm512_permutex2var_epi16(a, _mm512_load_si512(ORDER), b);
-  high = (Vector)_mm512_permutex2var_epi16(a, _mm512_load_si512(ORDER + 32), b);
-}
-
-// [pairs, WIDTH] words of `rows` <= WIDTH rows with k elements each; k lies in one piece. Where WIDTH is not a multiple
-// of LANES, a pair spills into the next one, which is written after it.
-template <int WIDTH>
-void pack_transposed(int64_t rows, int64_t k, const bfloat16* from, int64_t stride, float* packed) {
-  constexpr int GROUP = WIDTH < LANES ? WIDTH : LANES;
-  for (int64_t r = 0; r < rows; r += GROUP)
-    for (int64_t p = 0; p < k; p += 32) {
-      const int64_t elements = smaller(32, k - p);
-      Vector block[LANES];
-      load_transposed<GROUP>(smaller(GROUP, rows - r), elements, from + r * stride + p, stride, block);
-      float* const to = packed + p / 2 * WIDTH + r;
-      if (elements == 32) {
-        MANTOU_UNROLL for (int pair = 0; pair < LANES; pair++) store(to + pair * WIDTH, block[pair]);
-      } else {
-        for (int64_t pair = 0; pair < (elements + 1) / 2; pair++) store(to + pair * WIDTH, block[pair]);
-      }
-    }
-}
-
-// The same where the rows' elements of one k lie in one piece, `stride` from those of the next k. More than WIDTH rows
-// become several groups, `pairs` long, one behind the other: side by side they use whole cache lines of what they read.
-template <int WIDTH>
-void pack_interleaved(int64_t rows, int64_t k, const bfloat16* from, int64_t stride, float* packed, int64_t pairs = 0) {
-  static_assert(WIDTH <= 32, "one register");
-  for (int64_t p = 0; p < k; p += 2, from += 2 * stride, packed += WIDTH)
-    for (int64_t r = 0; r < rows; r += WIDTH) {
-      Vector low, high;
-      load_interleaved(smaller(WIDTH, rows - r), from + r, p + 1 < k ? from + stride + r : nullptr, low, high);
-      float* const to = packed + r * pairs;
-      if constexpr (WIDTH < LANES) store(to, low, Part{WIDTH});
-      else store(to, low);
-      if constexpr (WIDTH > LANES) store(to + LANES, high);
-    }
-}
-
-// ---- tiles ----------------------------------------------------------------------------------------------------------
-
-// C [rows, columns] (+)= the tile of sums.
-template <typename Out>
-void write_tile(int64_t rows, int64_t columns, const float* sums, int64_t ld, bool accumulate, Out* c, int64_t ldc) {
-  for (int64_t r = 0; r < rows; r++, sums += ld, c += ldc)
-    for_vectors(columns, [&](int64_t j, auto part) {
-      const Vector sum = load(sums + j, part);
-      store(c + j, accumulate ? load(c + j, part) + sum : sum, part);
-    });
-}
 
 // ---- AVX512-BF16 ----------------------------------------------------------------------------------------------------
 
 struct Dots {
   using Factor = HardwareFactor;
   static constexpr int ROWS = 14, LEAST_ROWS = 1, COLUMNS = 32, STEP = 1, TOGETHER = 8;
+  static constexpr bool READS_ROWS = true;
 
   // The strip is [pairs, ROWS].
   static void pack_rows(bool transposed, int64_t rows, int64_t k, const bfloat16* a, int64_t lda, float* strip) {
@@ -120,32 +43,67 @@ struct Dots {
   }
 
   void multiply(int64_t pairs, const float* strip, const float* panel, float* c, int64_t ldc, bool accumulate) const {
-    kernel<ROWS, 2>(pairs, strip, panel, nullptr, COLUMNS, c, ldc, accumulate);
+    kernel<false, ROWS, 2>(pairs, strip, 0, panel, nullptr, COLUMNS, c, ldc, accumulate);
   }
 
   template <typename Out>
   void finish(int64_t rows, int64_t columns, int64_t pairs, const float* strip, const float* panel, float* sums, Out* c,
               int64_t ldc, bool accumulate) const {
-    if (columns <= NARROW && !sums) return narrow(rows, columns, pairs, strip, panel, c, ldc, accumulate);
-    static constexpr Kernels<Out> KERNELS = kernels<Out>(std::make_integer_sequence<int, 2 * ROWS>());
-    KERNELS.of[2 * (rows - 1) + (columns > LANES)](pairs, strip, panel, sums, columns, c, ldc, accumulate);
+    kernel_of<false, Out>(rows, columns)(pairs, strip, 0, panel, sums, columns, c, ldc, accumulate);
+  }
+
+  // The same with rows of A, `lda` apart, as they are instead of a strip.
+  template <typename Out>
+  static void finish_rows(int64_t rows, int64_t columns, int64_t pairs, const bfloat16* a, int64_t lda,
+                          const float* panel, Out* c, int64_t ldc, bool accumulate) {
+    kernel_of<true, Out>(rows, columns)(pairs, a, lda, panel, nullptr, columns, c, ldc, accumulate);
+  }
+
+  // Rows [m0, m1) and columns [n0, n1) of C (+)= A B^T, for few columns.
+  template <typename Out>
+  __attribute__((target("avx512bf16"))) static void multiply_few_columns(const Product<bfloat16, Out>& product,
+                                                                         int64_t m0, int64_t m1, int64_t n0, int64_t n1) {
+    for (int64_t i = m0; i < m1; i += LANES)
+      for (int64_t j = n0; j < n1; j++) {
+        const int64_t rows = smaller(LANES, m1 - i);
+        Vector sums[LANES] = {};
+        for (int64_t r = 0; r < rows; r++) {
+          __m512 sum = _mm512_setzero_ps();
+          for (int64_t p = 0; p < product.k; p += 32) {
+            const __m512i a = load_elements(product.a + (i + r) * product.lda + p, product.k - p);
+            const __m512i b = load_elements(product.b + j * product.ldb + p, product.k - p);
+            sum = _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
+          }
+          sums[r] = (Vector)sum;
+        }
+        transpose(sums);
+        MANTOU_UNROLL for (int lane = 1; lane < LANES; lane++) sums[0] += sums[lane];
+        Out* to = product.c + i * product.ldc + j;
+        for (int64_t r = 0; r < rows; r++, to += product.ldc)
+          *to = from_float<Out>(product.accumulate ? to_float(*to) + sums[0][r] : sums[0][r]);
+      }
   }
 
  private:
-  // A tile of R rows and V vectors, of which the last may lack columns. `sums` as for finish.
-  template <int R, int V, typename Out, int STRIP_STRIDE = ROWS, int PANEL_STRIDE = COLUMNS>
-  __attribute__((target("avx512bf16"))) static void kernel(int64_t pairs, const float* strip, const float* panel,
-                                                           const float* sums, int64_t columns, Out* c, int64_t ldc,
-                                                           bool accumulate) {
+  // A tile of R rows and V vectors, of which the last may lack columns; `sums` as for finish. The strip is packed, or
+  // rows of A (A_IN_ROWS), `lda` elements apart.
+  template <bool A_IN_ROWS, int R, int V, typename Out>
+  __attribute__((target("avx512bf16"))) static void kernel(int64_t pairs, const void* strip, int64_t lda,
+                                                           const float* panel, const float* sums, int64_t columns,
+                                                           Out* c, int64_t ldc, bool accumulate) {
+    const char* words = static_cast<const char*>(strip);
+    const int64_t row = A_IN_ROWS ? 2 * lda : 4;
     __m512 sum[R][V];
     MANTOU_UNROLL for (int r = 0; r < R; r++) {
       MANTOU_UNROLL for (int v = 0; v < V; v++) sum[r][v] = _mm512_setzero_ps();
     }
-    for (int64_t p = 0; p < pairs; p++, strip += STRIP_STRIDE, panel += PANEL_STRIDE) {
+    for (int64_t p = 0; p < pairs; p++, words += A_IN_ROWS ? 4 : 4 * ROWS, panel += COLUMNS) {
       __m512bh b[V];
       MANTOU_UNROLL for (int v = 0; v < V; v++) b[v] = (__m512bh)_mm512_loadu_ps(panel + v * LANES);
       MANTOU_UNROLL for (int r = 0; r < R; r++) {
-        const __m512bh a = (__m512bh)_mm512_set1_ps(strip[r]);
+        int32_t pair;
+        std::memcpy(&pair, words + r * row, sizeof pair);
+        const __m512bh a = (__m512bh)_mm512_set1_epi32(pair);
         MANTOU_UNROLL for (int v = 0; v < V; v++) sum[r][v] = _mm512_dpbf16_ps(sum[r][v], a, b[v]);
       }
     }
@@ -179,30 +137,20 @@ struct Dots {
     }
   }
 
-  // Of a last panel of so few columns, which would leave most lanes idle, the rows take the lanes instead. Reads the
-  // strip up to a vector from its last pair on.
-  static constexpr int NARROW = ROWS / 2;
   template <typename Out>
-  static void narrow(int64_t rows, int64_t columns, int64_t pairs, const float* strip, const float* panel, Out* c,
-                     int64_t ldc, bool accumulate) {
-    alignas(64) float sums[NARROW * LANES];
-    kernel<NARROW, 1, float, COLUMNS, ROWS>(pairs, panel, strip, nullptr, LANES, sums, LANES, false);
-    for (int64_t r = 0; r < rows; r++)
-      for (int64_t j = 0; j < columns; j++) {
-        Out* const to = c + r * ldc + j;
-        const float sum = sums[j * LANES + r];
-        *to = from_float<Out>(accumulate ? to_float(*to) + sum : sum);
-      }
-  }
-
-  // of[2 * (rows - 1) + vectors - 1]
+  using Kernel = void (*)(int64_t, const void*, int64_t, const float*, const float*, int64_t, Out*, int64_t, bool);
   template <typename Out>
   struct Kernels {
-    void (*of[2 * ROWS])(int64_t, const float*, const float*, const float*, int64_t, Out*, int64_t, bool);
+    Kernel<Out> of[2 * ROWS];  // of[2 * (rows - 1) + vectors - 1]
   };
-  template <typename Out, int... I>
+  template <bool A_IN_ROWS, typename Out, int... I>
   static constexpr Kernels<Out> kernels(std::integer_sequence<int, I...>) {
-    return {{kernel<I / 2 + 1, I % 2 + 1, Out>...}};
+    return {{kernel<A_IN_ROWS, I / 2 + 1, I % 2 + 1, Out>...}};
+  }
+  template <bool A_IN_ROWS, typename Out>
+  static Kernel<Out> kernel_of(int64_t rows, int64_t columns) {
+    static constexpr Kernels<Out> KERNELS = kernels<A_IN_ROWS, Out>(std::make_integer_sequence<int, 2 * ROWS>());
+    return KERNELS.of[2 * (rows - 1) + (columns > LANES)];
   }
 };
 
@@ -212,6 +160,7 @@ struct Dots {
 template <typename Registers>
 struct Tiles {
   static constexpr int ROWS = 32, LEAST_ROWS = 32, COLUMNS = 32, STEP = 16, TOGETHER = 1;
+  static constexpr bool READS_ROWS = false;
   using Factor = typename Registers::Factor;
   Registers registers;
 
@@ -314,6 +263,13 @@ void multiply_rectangle(const Product<bfloat16, Out>& product, int64_t m0, int64
   const int64_t units = (product.k + 31) / 32, blocks = (units * 16 + DEPTH - 1) / DEPTH;
   const int64_t most_pairs = (units + blocks - 1) / blocks * 16;
   const bool wait = blocks > 1 && !std::is_same_v<Out, float>;
+  bool in_place = false;
+  if constexpr (Unit::READS_ROWS) {
+    const int64_t rest = inner_product_columns(product, n1);
+    Unit::multiply_few_columns(product, m0, m1, n1 - rest, n1);
+    n1 -= rest;
+    in_place = reads_a_in_place(product) && !product.transpose_a && product.k % 2 == 0 && blocks == 1;
+  }
   float* const panels = scratch;
   float* const strips = panels + MOST_COLUMNS * DEPTH;
   float* const sums = strips + TOGETHER * ROWS * DEPTH + LANES;  // a strip may spill one vector past its end
@@ -333,7 +289,7 @@ void multiply_rectangle(const Product<bfloat16, Out>& product, int64_t m0, int64
     for (int64_t i = i0; i < i1; i += ROWS) {
       const int64_t rows = smaller(ROWS, i1 - i);
       float* const strip = strips + (wait ? (i - i0) % (TOGETHER * ROWS) : i - i0) * pairs;
-      if (wait || j0 == n0) {
+      if (!in_place && (wait || j0 == n0)) {
         if (!product.transpose_a)
           Unit::pack_rows(false, rows, depth, product.a + i * product.lda + p, product.lda, strip);
         else if ((i - i0) % (TOGETHER * ROWS) == 0)
@@ -352,6 +308,13 @@ void multiply_rectangle(const Product<bfloat16, Out>& product, int64_t m0, int64
         Out* const c = product.c + i * product.ldc + j;
         prefetch_tile(rows, columns, c, product.ldc);
         const bool accumulate = product.accumulate || (!wait && block > 0);
+        if constexpr (Unit::READS_ROWS) {
+          if (in_place) {
+            Unit::finish_rows(rows, columns, pairs, product.a + i * product.lda + p, product.lda, panel, c, product.ldc,
+                              accumulate);
+            continue;
+          }
+        }
         unit.finish(rows, columns, pairs, strip, panel, sum, c, product.ldc, accumulate);
       }
     }

@@ -3,7 +3,7 @@
 //
 // A tile is C [rows, cols] (+)= A^T B, with A [k, rows] and B [k, cols] both "k-major": step p reads `rows`
 // neighbouring floats of A and `cols` of B, and adds their outer product to accumulators that stay in registers for
-// all k steps. The largest tile, MR x NR, is as many registers as the instruction set has, less those that hold the
+// all k steps. Since A is read float by float, it may as well be [rows, k] (A_IN_ROWS), where packing would not pay. The largest tile, MR x NR, is as many registers as the instruction set has, less those that hold the
 // row of B and the broadcast element of A: for each step MR broadcasts and NR / LANES loads feed MR * NR / LANES
 // fused multiply-adds, so that the loads hide behind the arithmetic. Every element of C is summed over p = 0 .. k - 1
 // in that order by one lane, so its bits do not depend on the tile that it fell into.
@@ -41,16 +41,16 @@ constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // ---- the tile's kernel ----------------------------------------------------------------------------------------------
 
-// C [R, V * LANES] (+)= sum over p < k of a[p * a_stride + row] * b[p * b_stride + column].
-template <int R, int V>
+// C [R, V * LANES] (+)= sum over p < k of a[p * a_stride + row] * b[p * b_stride + column], or of a[row * a_stride + p].
+template <bool A_IN_ROWS, int R, int V>
 void tile_kernel(int64_t k, const float* a, int64_t a_stride, const float* b, int64_t b_stride, float* c, int64_t ldc,
                  bool accumulate) {
   Vector sum[R][V] = {};
-  for (int64_t p = 0; p < k; p++, a += a_stride, b += b_stride) {
+  for (int64_t p = 0; p < k; p++, a += A_IN_ROWS ? 1 : a_stride, b += b_stride) {
     Vector row[V];
     MANTOU_UNROLL for (int v = 0; v < V; v++) row[v] = load(b + v * LANES);
     MANTOU_UNROLL for (int r = 0; r < R; r++) {
-      const Vector element = splat(a[r]);
+      const Vector element = splat(a[A_IN_ROWS ? r * a_stride : r]);
       MANTOU_UNROLL for (int v = 0; v < V; v++) sum[r][v] += element * row[v];
     }
   }
@@ -71,18 +71,20 @@ struct TileKernels {
   TileKernel of[MR * NV];  // of[(rows - 1) * NV + vectors - 1]
 };
 
-template <int... I>
+template <bool A_IN_ROWS, int... I>
 constexpr TileKernels tile_kernels(std::integer_sequence<int, I...>) {
-  return {{tile_kernel<I / NV + 1, I % NV + 1>...}};
+  return {{tile_kernel<A_IN_ROWS, I / NV + 1, I % NV + 1>...}};
 }
 
-inline constexpr TileKernels TILE_KERNELS = tile_kernels(std::make_integer_sequence<int, MR * NV>());
+template <bool A_IN_ROWS>
+inline constexpr TileKernels TILE_KERNELS = tile_kernels<A_IN_ROWS>(std::make_integer_sequence<int, MR * NV>());
 
 // One tile of rows <= MR, cols <= NR. b must be readable up to the next multiple of LANES columns.
-inline void tile(int64_t rows, int64_t cols, int64_t k, const float* a, int64_t a_stride, const float* b,
+template <bool A_IN_ROWS = false>
+void tile(int64_t rows, int64_t cols, int64_t k, const float* a, int64_t a_stride, const float* b,
                  int64_t b_stride, float* c, int64_t ldc, bool accumulate) {
   const int64_t vectors = (cols + LANES - 1) / LANES;
-  const TileKernel kernel = TILE_KERNELS.of[(rows - 1) * NV + vectors - 1];
+  const TileKernel kernel = TILE_KERNELS<A_IN_ROWS>.of[(rows - 1) * NV + vectors - 1];
   if (cols == vectors * LANES) {
     kernel(k, a, a_stride, b, b_stride, c, ldc, accumulate);
     return;
