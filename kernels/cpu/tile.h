@@ -3,7 +3,9 @@
 //
 // A tile is C [rows, cols] (+)= A^T B, with A [k, rows] and B [k, cols] both "k-major": step p reads `rows`
 // neighbouring floats of A and `cols` of B, and adds their outer product to accumulators that stay in registers for
-// all k steps. Since A is read float by float, it may as well be [rows, k] (A_IN_ROWS), where packing would not pay. The largest tile, MR x NR, is as many registers as the instruction set has, less those that hold the
+// all k steps. Since A is read float by float, it may as well be [rows, k] (A_IN_ROWS), where packing would not pay.
+//
+// The largest tile, MR x NR, is as many registers as the instruction set has, less those that hold the
 // row of B and the broadcast element of A: for each step MR broadcasts and NR / LANES loads feed MR * NR / LANES
 // fused multiply-adds, so that the loads hide behind the arithmetic. Every element of C is summed over p = 0 .. k - 1
 // in that order by one lane, so its bits do not depend on the tile that it fell into.

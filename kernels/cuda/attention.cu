@@ -95,7 +95,7 @@ GLOBAL void LAUNCH_BOUNDS(THREADS, 2) attend(Attention p, Order order) {
   [[maybe_unused]] uint32_t q_fragments[DOWN][HOLDS_QUERIES ? DIM / 16 : 1][4];
   if constexpr (HOLDS_QUERIES) {
     __syncthreads();
-    load_held(q_fragments, queries, warp_row);
+    load_held(q_fragments, queries.from(warp_row));
   }
   for (int block = last_block; block >= 0; block--) {
     const int key = block * KEYS;
@@ -110,8 +110,8 @@ GLOBAL void LAUNCH_BOUNDS(THREADS, 2) attend(Attention p, Order order) {
     if (ahead + DOWN * 16 <= 0) continue;
 
     float weights[DOWN][KEYS / 8][4] = {};
-    if constexpr (HOLDS_QUERIES) multiply_held<DOWN, KEYS>(weights, q_fragments, keys(block), 0);
-    else multiply_by_rows<DOWN, KEYS>(weights, queries, warp_row, keys(block), 0);
+    if constexpr (HOLDS_QUERIES) multiply_held<DOWN, KEYS>(weights, q_fragments, keys(block));
+    else multiply_by_rows<DOWN, KEYS>(weights, queries.from(warp_row), keys(block));
     if (ahead < KEYS - 1) {
 #pragma unroll
       for (int i = 0; i < DOWN; i++)
@@ -171,7 +171,7 @@ GLOBAL void LAUNCH_BOUNDS(THREADS, 2) attend(Attention p, Order order) {
         }
       }
     }
-    multiply_fragments<DOWN, KEYS>(sums, weights, values(block), 0);
+    multiply_fragments<DOWN, KEYS>(sums, weights, values(block));
   }
 
 #pragma unroll

@@ -185,18 +185,18 @@ DEVICE void as_left_operand(uint32_t (&fragment)[4], const float (&left)[4], con
   fragment[3] = pack_bf16(right[2], right[3]);
 }
 
-// sum += A B^T for a warp's DOWN * 16 rows of A from `row` on and COLUMNS rows of B from `column` on, both by rows.
+// sum += A B^T for the first DOWN * 16 rows of A, a warp's, and the first COLUMNS rows of B.
 template <int DOWN, int COLUMNS, typename TileA, typename TileB>
-DEVICE void multiply_by_rows(float (&sum)[DOWN][COLUMNS / 8][4], TileA a, int row, TileB b, int column) {
+DEVICE void multiply_by_rows(float (&sum)[DOWN][COLUMNS / 8][4], TileA a, TileB b) {
 #pragma unroll
   for (int k = 0; k < TileA::COLUMNS; k += 16) {
     uint32_t left[DOWN][4];
 #pragma unroll
-    for (int i = 0; i < DOWN; i++) a.from(row).load_down(left[i], i * 16, k);
+    for (int i = 0; i < DOWN; i++) a.load_down(left[i], i * 16, k);
 #pragma unroll
     for (int j = 0; j < COLUMNS / 8; j += 2) {
       uint32_t right[4];
-      b.from(column).load_across(right, j * 8, k);
+      b.load_across(right, j * 8, k);
 #pragma unroll
       for (int i = 0; i < DOWN; i++) {
         mma_bf16_16816(sum[i][j], left[i], right[0], right[1]);
@@ -206,24 +206,24 @@ DEVICE void multiply_by_rows(float (&sum)[DOWN][COLUMNS / 8][4], TileA a, int ro
   }
 }
 
-// Rows [row, row + DOWN * 16) of a tile as fragments of a left operand, to be held in registers.
+// The first DOWN * 16 rows of a tile as fragments of a left operand, to be held in registers.
 template <int DOWN, int DEPTH, typename Tile>
-DEVICE void load_held(uint32_t (&a)[DOWN][DEPTH][4], Tile tile, int row) {
+DEVICE void load_held(uint32_t (&a)[DOWN][DEPTH][4], Tile tile) {
 #pragma unroll
   for (int i = 0; i < DOWN; i++)
 #pragma unroll
-    for (int k = 0; k < DEPTH; k++) tile.from(row).load_down(a[i][k], i * 16, k * 16);
+    for (int k = 0; k < DEPTH; k++) tile.load_down(a[i][k], i * 16, k * 16);
 }
 
-// sum += A B^T for such fragments A and COLUMNS rows of B from `column` on.
+// sum += A B^T for such fragments A and the first COLUMNS rows of B.
 template <int DOWN, int COLUMNS, int DEPTH, typename Tile>
-DEVICE void multiply_held(float (&sum)[DOWN][COLUMNS / 8][4], const uint32_t (&a)[DOWN][DEPTH][4], Tile b, int column) {
+DEVICE void multiply_held(float (&sum)[DOWN][COLUMNS / 8][4], const uint32_t (&a)[DOWN][DEPTH][4], Tile b) {
 #pragma unroll
   for (int k = 0; k < DEPTH; k++) {
 #pragma unroll
     for (int j = 0; j < COLUMNS / 8; j += 2) {
       uint32_t right[4];
-      b.from(column).load_across(right, j * 8, k * 16);
+      b.load_across(right, j * 8, k * 16);
 #pragma unroll
       for (int i = 0; i < DOWN; i++) {
         mma_bf16_16816(sum[i][j], a[i][k], right[0], right[1]);
@@ -233,10 +233,9 @@ DEVICE void multiply_held(float (&sum)[DOWN][COLUMNS / 8][4], const uint32_t (&a
   }
 }
 
-// sum += A B for accumulator fragments A [DOWN * 16, DEPTH] and the rows [row, row + DEPTH) of B.
+// sum += A B for accumulator fragments A [DOWN * 16, DEPTH] and the first DEPTH rows of B.
 template <int DOWN, int DEPTH, typename Tile>
-DEVICE void multiply_fragments(float (&sum)[DOWN][Tile::COLUMNS / 8][4], const float (&a)[DOWN][DEPTH / 8][4], Tile b,
-                               int row) {
+DEVICE void multiply_fragments(float (&sum)[DOWN][Tile::COLUMNS / 8][4], const float (&a)[DOWN][DEPTH / 8][4], Tile b) {
 #pragma unroll
   for (int k = 0; k < DEPTH; k += 16) {
     uint32_t left[DOWN][4];
@@ -245,7 +244,7 @@ DEVICE void multiply_fragments(float (&sum)[DOWN][Tile::COLUMNS / 8][4], const f
 #pragma unroll
     for (int j = 0; j < Tile::COLUMNS / 8; j += 2) {
       uint32_t right[4];
-      b.from(row).load_down_transposed(right, k, j * 8);
+      b.load_down_transposed(right, k, j * 8);
 #pragma unroll
       for (int i = 0; i < DOWN; i++) {
         mma_bf16_16816(sum[i][j], left[i], right[0], right[1]);

@@ -105,8 +105,8 @@ GLOBAL void LAUNCH_BOUNDS(Plan<DIM>::THREADS, 1) differentiate_queries(Attention
   constexpr bool HOLDS_BOTH = DIM != 64;
   uint32_t q_fragments[DOWN][DIM / 16][4];
   [[maybe_unused]] uint32_t doutput_fragments[DOWN][DIM / 16][4];
-  load_held(q_fragments, tiles.held(0), warp_row);
-  if constexpr (HOLDS_BOTH) load_held(doutput_fragments, tiles.held(1), warp_row);
+  load_held(q_fragments, tiles.held(0).from(warp_row));
+  if constexpr (HOLDS_BOTH) load_held(doutput_fragments, tiles.held(1).from(warp_row));
   float sums[DOWN][DIM / 8][4] = {};
   for (int block = last_block; block >= 0; block--) {
     const int key = block * PASSING;
@@ -121,11 +121,11 @@ GLOBAL void LAUNCH_BOUNDS(Plan<DIM>::THREADS, 1) differentiate_queries(Attention
       const int ahead = first + warp_row - key - strip;
       if (ahead + DOWN * 16 <= 0) break;
       float weights[DOWN][STRIP / 8][4] = {}, dweights[DOWN][STRIP / 8][4] = {};
-      multiply_held<DOWN, STRIP>(weights, q_fragments, tiles.passing(0, block), strip);
+      multiply_held<DOWN, STRIP>(weights, q_fragments, tiles.passing(0, block).from(strip));
       if constexpr (HOLDS_BOTH)
-        multiply_held<DOWN, STRIP>(dweights, doutput_fragments, tiles.passing(1, block), strip);
+        multiply_held<DOWN, STRIP>(dweights, doutput_fragments, tiles.passing(1, block).from(strip));
       else
-        multiply_by_rows<DOWN, STRIP>(dweights, tiles.held(1), warp_row, tiles.passing(1, block), strip);
+        multiply_by_rows<DOWN, STRIP>(dweights, tiles.held(1).from(warp_row), tiles.passing(1, block).from(strip));
 #pragma unroll
       for (int i = 0; i < DOWN; i++) {
 #pragma unroll
@@ -138,7 +138,7 @@ GLOBAL void LAUNCH_BOUNDS(Plan<DIM>::THREADS, 1) differentiate_queries(Attention
           }
         }
       }
-      multiply_fragments<DOWN, STRIP>(sums, dweights, tiles.passing(0, block), strip);
+      multiply_fragments<DOWN, STRIP>(sums, dweights, tiles.passing(0, block).from(strip));
     }
   }
 
@@ -217,8 +217,8 @@ GLOBAL void LAUNCH_BOUNDS(Plan<DIM>::THREADS, 1) differentiate_keys(AttentionBac
       const int behind = first + warp_row - query - strip;
       if (behind >= STRIP) continue;
       float weights[DOWN][STRIP / 8][4] = {}, dweights[DOWN][STRIP / 8][4] = {};
-      multiply_by_rows<DOWN, STRIP>(weights, tiles.held(0), warp_row, tiles.passing(0, step), strip);
-      multiply_by_rows<DOWN, STRIP>(dweights, tiles.held(1), warp_row, tiles.passing(1, step), strip);
+      multiply_by_rows<DOWN, STRIP>(weights, tiles.held(0).from(warp_row), tiles.passing(0, step).from(strip));
+      multiply_by_rows<DOWN, STRIP>(dweights, tiles.held(1).from(warp_row), tiles.passing(1, step).from(strip));
 #pragma unroll
       for (int j = 0; j < STRIP / 8; j++) {
         const int column = j * 8 + lane % 4 * 2;
@@ -236,8 +236,8 @@ GLOBAL void LAUNCH_BOUNDS(Plan<DIM>::THREADS, 1) differentiate_keys(AttentionBac
           }
         }
       }
-      multiply_fragments<DOWN, STRIP>(dv, weights, tiles.passing(1, step), strip);
-      multiply_fragments<DOWN, STRIP>(dk, dweights, tiles.passing(0, step), strip);
+      multiply_fragments<DOWN, STRIP>(dv, weights, tiles.passing(1, step).from(strip));
+      multiply_fragments<DOWN, STRIP>(dk, dweights, tiles.passing(0, step).from(strip));
     }
   }
 

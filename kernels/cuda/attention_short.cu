@@ -94,16 +94,16 @@ GLOBAL void LAUNCH_BOUNDS(THREADS, 1) differentiate_head(AttentionBackward p) {
     if (turn + 1 < turns) fetch(turn + 1);
 
     uint32_t key_fragments[1][DIM / 16][4], value_fragments[1][DIM / 16][4];
-    load_held(key_fragments, tile(KEYS), first_key);
-    load_held(value_fragments, tile(VALUES), first_key);
+    load_held(key_fragments, tile(KEYS).from(first_key));
+    load_held(value_fragments, tile(VALUES).from(first_key));
     for (int step = 0; step * STRIP < p.length; step++) {
       const int query = step * STRIP;
       forget(tiles.lane);  // no registers are left to keep addresses in from step to step
       const int lane = tiles.lane;
       if (first_key < query + STRIP) {
         float weights[1][STRIP / 8][4] = {}, dweights[1][STRIP / 8][4] = {};
-        multiply_held<1, STRIP>(weights, key_fragments, tile(QUERIES), query);
-        multiply_held<1, STRIP>(dweights, value_fragments, tile(DOUTPUTS), query);
+        multiply_held<1, STRIP>(weights, key_fragments, tile(QUERIES).from(query));
+        multiply_held<1, STRIP>(dweights, value_fragments, tile(DOUTPUTS).from(query));
 #pragma unroll
         for (int j = 0; j < STRIP / 8; j++) {
           const int column = query + j * 8 + lane % 4 * 2;
@@ -121,8 +121,8 @@ GLOBAL void LAUNCH_BOUNDS(THREADS, 1) differentiate_head(AttentionBackward p) {
             *reinterpret_cast<uint32_t*>(tiles.scores(step).chunk(first_key + half * 8 + lane / 4, j) + lane % 4 * 2) =
                 pack_bf16(dweights[0][j][half * 2], dweights[0][j][half * 2 + 1]);
         }
-        multiply_fragments<1, STRIP>(dv, weights, tile(DOUTPUTS), query);
-        multiply_fragments<1, STRIP>(dk, dweights, tile(QUERIES), query);
+        multiply_fragments<1, STRIP>(dv, weights, tile(DOUTPUTS).from(query));
+        multiply_fragments<1, STRIP>(dk, dweights, tile(QUERIES).from(query));
       }
       // Now dS^T is complete, and these queries have served everyone.
       __syncthreads();
