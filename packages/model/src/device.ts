@@ -3,7 +3,7 @@
  */
 import { readdirSync } from "node:fs";
 import { BuildError, buildCpuLibrary } from "./build.ts";
-import { type Emulation, buildCudaLibrary, buildEmulatedLibrary } from "./build-cuda.ts";
+import { type Emulation, buildCudaLibrary, buildEmulatedLibrary, findNvcc } from "./build-cuda.ts";
 import { type CallArguments, type Graph, type HostMemory, type MappedFile, type Memory } from "./native.ts";
 import { Native, NativeError } from "./native.ts";
 import { MemoryAccount, type MemoryKind } from "./memory.ts";
@@ -181,11 +181,13 @@ export class PlanningDevice extends Device {
 }
 
 /**
- * A device to plan on; it needs no GPU: compiled for the emulator, the CUDA kernels ask for the same workspaces.
+ * A device to plan on; it needs no GPU and no nvcc: compiled for the emulator, the CUDA kernels ask for the same workspaces.
  * @throws BuildError without a compiler
  */
 export function openPlanningDevice(name: "cpu" | "cuda", options: Pick<DeviceOptions, "log"> = {}): PlanningDevice {
-  const buildGpuLibrary = () => (hasGpu() ? buildCudaLibrary(options) : buildEmulatedLibrary("plain", options));
+  // Where a run will need nvcc's library, that one is built.
+  const buildGpuLibrary = () =>
+    hasGpu() && findNvcc() ? buildCudaLibrary(options) : buildEmulatedLibrary("plain", options);
   const library = name === "cpu" ? buildCpuLibrary(options) : buildGpuLibrary();
   return new PlanningDevice(name, "a plan", new Native(library, null));
 }

@@ -58,9 +58,13 @@ export function planTraining(config: SettledConfig): Plan {
 
 /**
  * The plan as a command prints it, without a final newline.
- * @param seconds the estimate of the time, from and to, where there is a device to measure
+ * @param seconds the estimate of the time, from and to, or why there is none
  */
-export function formatPlan(plan: Plan, seconds?: [from: number, to: number], style: Style = plainStyle): string {
+export function formatPlan(
+  plan: Plan,
+  seconds: [from: number, to: number] | string,
+  style: Style = plainStyle,
+): string {
   const { parameters, flopsPerToken, tokensPerStep, tokens, checkpointCopy } = plan;
   const indented = (rows: Cell[][]) => formatTable(rows).replaceAll(/^/gm, "  ");
   const sizes: Cell[][] = [
@@ -69,8 +73,8 @@ export function formatPlan(plan: Plan, seconds?: [from: number, to: number], sty
     ["tokens", `${formatCount(tokensPerStep)} a step, ${formatCount(tokens)} in all`],
     [
       "time",
-      seconds === undefined
-        ? "not known: the device is not here to be measured"
+      typeof seconds === "string"
+        ? `not known: ${seconds}`
         : `${seconds.map((each) => formatDuration(each)).join(" to ")}, by the speed of this device, samples not counted`,
     ],
   ];

@@ -5,7 +5,8 @@
 import { existsSync } from "node:fs";
 import { availableParallelism } from "node:os";
 import { join } from "node:path";
-import { type Device, NativeError, OUT_OF_MEMORY, Profile, TransformerLM, hasGpu, openDevice } from "@mantou/model";
+import { BuildError, type Device, type DeviceName, NativeError, OUT_OF_MEMORY, Profile } from "@mantou/model";
+import { TransformerLM, openDevice } from "@mantou/model";
 import { z } from "zod";
 import { type ResolvedConfig, choose, chooseBatchSizes, readRunConfig, resolveConfig, settled } from "../config.ts";
 import { type SettledConfig, trainConfigSchema } from "../config.ts";
@@ -223,18 +224,29 @@ await runCommand(async (argv) => {
   report(outcome, run, say);
 });
 
-/** What a run would need, without a trace of it. A GPU that is asked for need not be there. */
+/** What a run would need, without a trace of it. A GPU that is asked for need not be there, nor work. */
 function planOf(layers: Parameters<typeof resolveConfig>[0], style: Style): string {
   const resolved = resolveConfig(layers);
   const { device: asked } = resolved.config;
   chooseThreads(resolved);
-  const isAbsent = asked === "cuda" && !hasGpu();
-  using opened = isAbsent ? null : openDevice(asked, { threads: settledThreads(resolved) });
+  const found = openForPlan(asked, settledThreads(resolved));
+  using opened = typeof found === "string" ? null : found;
   const preferredPrecision = { precision: "bf16" as const, reason: "what a GPU is fastest in" };
   chooseForDevice(resolved, opened ?? { name: "cuda", reason: "asked for", preferredPrecision });
   const config = settled(resolved);
-  const plan = formatPlan(planTraining(config), opened ? estimateSeconds(config, opened) : undefined, style);
+  const seconds = typeof found === "string" ? found : estimateSeconds(config, found);
+  const plan = formatPlan(planTraining(config), seconds, style);
   return `${formatConfig(resolved, widthOf(process.stdout), style)}\n\n${plan}`;
+}
+
+/** The device, to be measured, or why a GPU cannot be. */
+function openForPlan(asked: DeviceName, threads: number): Device | string {
+  try {
+    return openDevice(asked, { threads });
+  } catch (error) {
+    if (asked !== "cuda" || !(error instanceof NativeError || error instanceof BuildError)) throw error;
+    return error.message.split("\n", 1)[0]!;
+  }
 }
 
 /** The model with the memory of its steps. @throws UserError when there is not enough */
