@@ -1,5 +1,5 @@
 /** Models that leave the house and enter it: what needs no Python to be proven. See tests/interop for the rest. */
-import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { afterAll, beforeAll, describe, expect, spyOn, test } from "bun:test";
 import { cpSync, existsSync, readFileSync, readdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { type ModelConfig, SafetensorsFile, fromFloat16, openDevice, resolveModelConfig } from "@mantou/model";
@@ -10,6 +10,7 @@ import { toHuggingFace } from "@mantou/tokenizer/formats";
 import fc from "fast-check";
 import { UserError } from "../../packages/train/src/errors.ts";
 import { checkLlama, fromHuggingFaceConfig, toHuggingFaceConfig } from "../../packages/train/src/llama/config.ts";
+import { exportHuggingFace } from "../../packages/train/src/llama/export-hf.ts";
 import { quantizeQ8 } from "../../packages/train/src/llama/export-gguf.ts";
 import { readHuggingFaceTokenizer } from "../../packages/train/src/llama/tokenizer.ts";
 import { llamaTensors, toHalfSplit, toNeighbours } from "../../packages/train/src/llama/weights.ts";
@@ -204,6 +205,22 @@ describe("export and import", () => {
     );
     expect(stdout).toContain(gguf);
     expect(readFileSync(gguf).subarray(0, 4).toString()).toBe("GGUF");
+  });
+
+  test("an export that fails half-way leaves nothing that would stand in the way of the next", () => {
+    using device = openDevice("cpu", { threads: 1 });
+    const { model, tokenizer } = loadRun(run, device, () => {});
+    const values = model.store.get("ln_final.weight").value;
+    const broken = spyOn(values, "toFloat32Array").mockImplementation(() => {
+      throw new Error("no more");
+    });
+    const out = place.path("half");
+    for (const maxShardBytes of [5e9, 1]) {
+      expect(() => exportHuggingFace(out, model, tokenizer, { dtype: "f32", maxShardBytes })).toThrow("no more");
+      expect(existsSync(out)).toBe(false);
+    }
+    broken.mockRestore();
+    expect(exportHuggingFace(out, model, tokenizer, { dtype: "f32" })).toContain("model.safetensors");
   });
 
   test("an import is a run: it generates, is evaluated, exported and refuses to be resumed", async () => {

@@ -1,5 +1,6 @@
 /** Flags made from a schema: spellings, values, refusals and help; and how a command ends. */
 import { describe, expect, test } from "bun:test";
+import { existsSync } from "node:fs";
 import { join } from "node:path";
 import fc from "fast-check";
 import { z } from "zod";
@@ -303,5 +304,13 @@ describe("how a command ends", () => {
     const { stdout, stderr } = Bun.spawnSync(["sh", "-c", script, process.execPath, program], { env: process.env });
     expect(stdout.toString()).toBe("hello\n");
     expect(stderr.toString()).toBe("ended with 0\n");
+  });
+
+  test.skipIf(!existsSync("/dev/full"))("standard output on a full disk is an error, and an end", () => {
+    const script = `exec "$0" "$1" ok --times 200000 > /dev/full`;
+    const command = ["sh", "-c", script, process.execPath, program];
+    const { exitCode, stderr } = Bun.spawnSync(command, { env: { ...process.env, NO_COLOR: "1" }, timeout: 20_000 });
+    expect(stderr.toString()).toMatch(/^error: standard output cannot be written: ENOSPC.*\n {2}fix: .*\n$/);
+    expect(exitCode).toBe(1);
   });
 });

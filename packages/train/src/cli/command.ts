@@ -4,6 +4,7 @@
  * Exit codes: 0 done, 1 failed while working, 2 a wrong command line or config.
  */
 
+import { writeSync } from "node:fs";
 import type { z } from "zod";
 import { HelpRequest, UserError } from "../errors.ts";
 import { joinOr, nearest } from "../schema.ts";
@@ -16,10 +17,14 @@ import type { Command } from "./options.ts";
  * `fix: …` on standard error; any other error is a defect and keeps its stack.
  */
 export async function runCommand(main: (argv: string[]) => void | Promise<void>): Promise<void> {
-  // A reader that has seen enough (`| head`) closes the pipe; that is no failure.
   process.stdout.on("error", (error: NodeJS.ErrnoException) => {
+    // A reader that has seen enough (`| head`) closes the pipe; that is no failure.
     if (error.code === "EPIPE") process.exit(0);
-    throw error;
+    // Thrown from here, it would leave the command waiting for a stream that takes nothing any more.
+    const fix = "free some space where the output goes, or send it elsewhere";
+    const full = new UserError(`standard output cannot be written: ${error.message}`, { fix, exitCode: 1 });
+    writeSync(2, errorText(full, styleFor(process.stderr)));
+    process.exit(full.exitCode);
   });
   try {
     await main(process.argv.slice(2));

@@ -8,11 +8,11 @@ import { CheckpointError } from "../checkpoint.ts";
 import { UserError } from "../errors.ts";
 
 const systemFixes: Record<string, string> = {
-  ENOSPC: "free some space, or choose another --runs-dir; what was complete before is kept",
-  EDQUOT: "free some of your quota, or choose another --runs-dir; what was complete before is kept",
+  ENOSPC: "free some space, or write to another place; what was complete before is kept",
+  EDQUOT: "free some of your quota, or write to another place; what was complete before is kept",
   EACCES: "check the permissions of that path",
   EPERM: "check the permissions of that path",
-  EROFS: "choose a place that can be written, such as another --runs-dir",
+  EROFS: "choose a place that can be written",
   ENOENT: "check the path",
   EEXIST: "choose another path, or take away what is there",
   EISDIR: "give a file, not a directory",

@@ -1,5 +1,5 @@
 /** A run as a Hugging Face directory: what transformers loads as LlamaForCausalLM with its tokenizer. */
-import { mkdirSync } from "node:fs";
+import { mkdirSync, rmSync, rmdirSync } from "node:fs";
 import { join } from "node:path";
 import { type TensorEntry, type TransformerLM, safetensorsChunks, writeAtomically } from "@mantou/model";
 import type { Tokenizer } from "@mantou/tokenizer";
@@ -22,7 +22,7 @@ export interface HuggingFaceOptions {
  * `model.safetensors`, or where they are more than a shard `model-00001-of-0000N.safetensors` … and then their index.
  * @param directory made if it is not there
  * @returns the names of the files
- * @throws UserError for a model that is no Llama, before anything is written
+ * @throws UserError for a model that is no Llama; the system's errors. Nothing is left behind then
  */
 export function exportHuggingFace(
   directory: string,
@@ -55,33 +55,49 @@ export function exportHuggingFace(
       return rotaryHeads === undefined ? values : toHalfSplit(values, rotaryHeads, shape[1]!);
     },
   }));
-  mkdirSync(directory, { recursive: true });
-  for (const [name, content] of Object.entries(texts)) {
-    const text = typeof content === "string" ? content : `${JSON.stringify(content, null, 2)}\n`;
-    writeAtomically(join(directory, name), [new TextEncoder().encode(text)]);
+  const isNew = mkdirSync(directory, { recursive: true }) !== undefined;
+  const names: string[] = [];
+  const write: Write = (name, chunks) => {
+    writeAtomically(join(directory, name), chunks);
+    names.push(name);
+  };
+  try {
+    for (const [name, content] of Object.entries(texts)) {
+      write(name, typeof content === "string" ? [new TextEncoder().encode(content)] : jsonChunks(content));
+    }
+    writeWeights(write, entries, maxShardBytes);
+  } catch (error) {
+    // Half an export would stand in the way of the next.
+    for (const name of names) rmSync(join(directory, name), { force: true });
+    if (isNew) rmdirSync(directory);
+    throw error;
   }
-  return [...Object.keys(texts), ...writeWeights(directory, entries, maxShardBytes)];
+  return names;
 }
 
-/** Writes the weights in one file, or in shards with an index, which comes last. @returns the names of the files */
-function writeWeights(directory: string, entries: TensorEntry[], maxShardBytes: number): string[] {
+type Write = (name: string, chunks: Iterable<Uint8Array>) => void;
+
+function jsonChunks(content: object): Uint8Array[] {
+  return [new TextEncoder().encode(`${JSON.stringify(content, null, 2)}\n`)];
+}
+
+/** Writes the weights in one file, or in shards with an index, which comes last. */
+function writeWeights(write: Write, entries: TensorEntry[], maxShardBytes: number): void {
   const shards = intoShards(entries, maxShardBytes);
   const number = (of: number) => String(of).padStart(5, "0");
   const names = shards.map((_, i) =>
     shards.length === 1 ? "model.safetensors" : `model-${number(i + 1)}-of-${number(shards.length)}.safetensors`,
   );
   shards.forEach((shard, i) => {
-    writeAtomically(join(directory, names[i]!), safetensorsChunks(shard, { format: "pt" }));
+    write(names[i]!, safetensorsChunks(shard, { format: "pt" }));
   });
-  if (shards.length === 1) return names;
+  if (shards.length === 1) return;
   const places = shards.flatMap((shard, i) => shard.map(({ name }) => [name, names[i]!]));
   const index = {
     metadata: { total_size: entries.reduce((sum, entry) => sum + bytesOf(entry), 0) },
     weight_map: Object.fromEntries(places) as Record<string, string>,
   };
-  const file = "model.safetensors.index.json";
-  writeAtomically(join(directory, file), [new TextEncoder().encode(`${JSON.stringify(index, null, 2)}\n`)]);
-  return [...names, file];
+  write("model.safetensors.index.json", jsonChunks(index));
 }
 
 /** Cuts the tensors, in order, into parts of at most so many bytes; a larger tensor is a part of its own. */
