@@ -9,6 +9,7 @@
  *   samples.txt      texts sampled on the way
  *   report.html      curves and samples for a browser, written at the end
  *   skipped.json     the steps that were passed over after the run diverged, if there are any
+ *   lock.tmp-PID     while a process trains, to keep others away
  */
 import { existsSync, mkdirSync, readFileSync, readdirSync, statSync } from "node:fs";
 import { join } from "node:path";

@@ -11,18 +11,19 @@ export function isTemporary(name: string): boolean {
   return TEMPORARY.test(name);
 }
 
-/** Removes what processes that are gone left in a directory. */
+/** Removes what processes that are gone left in a directory; locks look after themselves (`lock.ts`). */
 export function removeTemporaries(directory: string): void {
   if (!existsSync(directory)) return;
   for (const name of readdirSync(directory)) {
     const match = TEMPORARY.exec(name);
-    if (match && !isAlive(Number(match[1] ?? match[2]))) rmSync(join(directory, name), { force: true });
+    if (!match || name.startsWith("lock.")) continue;
+    // Our own number on a file that we are not writing was that of a process before us.
+    const pid = Number(match[1] ?? match[2]);
+    if (pid === process.pid || !isAlive(pid)) rmSync(join(directory, name), { force: true });
   }
 }
 
-function isAlive(pid: number): boolean {
-  // Our own number on a file that we are not writing was that of a process before us.
-  if (pid === process.pid) return false;
+export function isAlive(pid: number): boolean {
   try {
     process.kill(pid, 0);
     return true;

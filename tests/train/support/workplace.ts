@@ -164,8 +164,9 @@ export function resultOf(run: string): { metrics: unknown[]; samples: string; ch
   };
 }
 
-/** Names of the unfinished files anywhere below a folder. */
+/** Names of the unfinished files anywhere below a folder; the lock of a process that was killed is none. */
 export function temporariesIn(folder: string): string[] {
   if (!existsSync(folder)) return [];
-  return (readdirSync(folder, { recursive: true }) as string[]).filter((name) => /tmp/.test(name));
+  const names = readdirSync(folder, { recursive: true }) as string[];
+  return names.filter((name) => /tmp/.test(name) && !/(^|\/)lock\./.test(name));
 }

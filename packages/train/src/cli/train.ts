@@ -14,6 +14,7 @@ import { listCheckpoints } from "../checkpoint.ts";
 import { watchRun, writeReport } from "../dashboard/index.ts";
 import { UserError } from "../errors.ts";
 import { estimateSeconds } from "../estimate.ts";
+import { DirectoryLock } from "../lock.ts";
 import { checkSources, checkTextLengths, givenTokenizer, prepareData, prepareTokenizer } from "../prepare.ts";
 import { presets } from "../presets.ts";
 import { formatPlan, outOfMemory, planTraining } from "../plan.ts";
@@ -133,6 +134,8 @@ await runCommand(async (argv) => {
     });
   }
   const { run, resolved } = begin;
+  using _lock = new DirectoryLock(run.path, "wait until it has ended, or take another --name");
+  saveConfig(run, resolved);
   run.removeTemporaries();
 
   const bars = new Map<string, ProgressBar>();
@@ -284,7 +287,6 @@ function start(
   chooseForDevice(resolved, device);
   const style = styleFor(process.stdout);
   say(`${formatConfig(resolved, widthOf(process.stdout), style)}\n`);
-  saveConfig(run, resolved);
   return { run, resolved, device };
 }
 

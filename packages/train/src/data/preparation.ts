@@ -3,7 +3,7 @@
  * threads; each leaves its shards and a record, so that a preparation that was stopped goes on with the pieces that are
  * missing. The manifest comes last: a directory that has one is complete.
  */
-import { existsSync, mkdirSync, rmSync } from "node:fs";
+import { existsSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { writeAtomically } from "@mantou/model";
 import { Tokenizer } from "@mantou/tokenizer";
@@ -11,6 +11,7 @@ import { saveTokenizer } from "@mantou/tokenizer/files";
 import { UserError } from "../errors.ts";
 import { documentMarks } from "../prompt.ts";
 import { type DatasetManifest, MANIFEST, type ShardInfo } from "../shards.ts";
+import { DirectoryLock } from "../lock.ts";
 import { removeTemporaries } from "../temporaries.ts";
 import { readTokenizer } from "../tokenizer-file.ts";
 import { END_OF_TEXT, type Piece, documentsOf } from "./documents.ts";
@@ -54,7 +55,7 @@ export async function prepareDataset(options: PrepareOptions): Promise<{ manifes
   const { vocabSize, specialTokens, tokenizerBytes } = options;
   const given = options.tokenizer === undefined ? undefined : readTokenizer(options.tokenizer);
   const isNew = !existsSync(join(out, "tokenizer.json"));
-  mkdirSync(out, { recursive: true });
+  using _lock = new DirectoryLock(out, "wait until it has ended, or take another --out");
   claim(out, { pieces, field, heldOut, tokenizer: given?.hash ?? { vocabSize, specialTokens, tokenizerBytes } });
   for (const directory of [out, workDirectory(out)]) removeTemporaries(directory);
   try {

@@ -1,10 +1,11 @@
 /** What a preparation that is under way has written down: the plan, and a record of every piece that is done. */
-import { existsSync, mkdirSync, readFileSync, readdirSync, rmSync, rmdirSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, readdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { writeAtomically } from "@mantou/model";
 import { sidecarPath } from "../dataset.ts";
 import { UserError } from "../errors.ts";
 import type { ShardInfo } from "../shards.ts";
+import { isTemporary } from "../temporaries.ts";
 import type { Piece } from "./documents.ts";
 
 /** The shards that came out of a piece. */
@@ -69,5 +70,6 @@ export function abandon(directory: string, pieces: number): void {
     const shard = join(directory, shardName("val", index));
     for (const path of [shard, sidecarPath(shard)]) rmSync(path, { force: true });
   }
-  if (readdirSync(directory).length === 0) rmdirSync(directory);
+  // Our own lock may be there still.
+  if (readdirSync(directory).every(isTemporary)) rmSync(directory, { recursive: true });
 }

@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { writeAtomically, type Device } from "@mantou/model";
 import { type ResolvedConfig, choose, chooseBatchSizes, settled } from "../config.ts";
 import { UserError } from "../errors.ts";
+import { DirectoryLock } from "../lock.ts";
 import { planTraining } from "../plan.ts";
 import { checkSources, checkTextLengths, isTokenFile, prepareData, prepareTokenizer } from "../prepare.ts";
 import { RunDirectory } from "../run.ts";
@@ -72,6 +73,7 @@ export async function executeSweep(
   events: SweepEvents = {},
 ): Promise<Record<string, RunOutcome>> {
   const { directory, signal } = options;
+  using _lock = new DirectoryLock(directory, 'wait until it has ended, or give this sweep another "name"');
   for (const folder of ["configs", "logs"]) mkdirSync(join(directory, folder), { recursive: true });
   claim(sweep, directory);
   const shared = prepareShared(sweep, options, events);
