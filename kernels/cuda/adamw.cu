@@ -12,7 +12,7 @@ using namespace mantou;
 namespace {
 
 constexpr int64_t CHUNK = 4096;
-constexpr int NORM_THREADS = 256, TOTAL_THREADS = 256;
+constexpr int NORM_THREADS = 256, TOTAL_THREADS = 1024;
 
 int64_t chunks_of(int64_t count) { return divide_up(count, CHUNK); }
 

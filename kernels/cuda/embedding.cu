@@ -3,7 +3,7 @@
 // Backward sorts the rows by token, without comparing any (a counting sort), and then every token's sum has one owner:
 //   count    how often each token occurs in each chunk of CHUNK rows
 //   arrange  a place for each token that occurs, and within it for each chunk, in order
-//   place    writes the rows' numbers to their places, each chunk by one warp, in order
+//   place    writes the rows' numbers to their places, in order
 //   add_up   sums the gradients of each token's rows
 // Tokens take their places in any order, but a token's rows always stand in theirs: the sums have the same bits each
 // time.
@@ -61,25 +61,28 @@ namespace {
 
 constexpr int64_t CHUNK = 1024;
 constexpr int THREADS = 256;
+constexpr int32_t FEW = 32;  // rows of a token that one warp adds up
 
 // The workspace. `counts` [chunks, vocab_size] becomes the place where a chunk's next row of that token goes.
 struct Sorting {
   int32_t* counts;
-  int32_t* totals;   // [2]: rows placed, tokens that occur
-  int32_t* present;  // [vocab_size]: which these are
-  int32_t* starts;   // [vocab_size]: where their rows begin
-  int32_t* sizes;    // [vocab_size]
-  int32_t* order;    // [rows]
+  int32_t* totals;    // [3]: rows placed, tokens with more than FEW rows, others that occur
+  int32_t* frequent;  // [vocab_size]: which these are
+  int32_t* rare;      // [vocab_size]
+  int32_t* starts;    // [vocab_size]: where their rows begin
+  int32_t* sizes;     // [vocab_size]
+  int32_t* order;     // [rows]
 
   static int64_t counts_of(int64_t rows, int64_t vocab_size) { return divide_up(rows, CHUNK) * vocab_size; }
   static int64_t elements(int64_t rows, int64_t vocab_size) {
-    return counts_of(rows, vocab_size) + 2 + 3 * vocab_size + rows;
+    return counts_of(rows, vocab_size) + 3 + 4 * vocab_size + rows;
   }
   Sorting(void* workspace, int64_t rows, int64_t vocab_size)
       : counts(static_cast<int32_t*>(workspace)),
         totals(counts + counts_of(rows, vocab_size)),
-        present(totals + 2),
-        starts(present + vocab_size),
+        frequent(totals + 3),
+        rare(frequent + vocab_size),
+        starts(rare + vocab_size),
         sizes(starts + vocab_size),
         order(sizes + vocab_size) {}
 };
@@ -110,17 +113,22 @@ GLOBAL void LAUNCH_BOUNDS(THREADS) arrange(int64_t chunks, int64_t vocab_size, S
     const int32_t lower = __shfl_up_sync(ALL_LANES, before, step);
     if (static_cast<unsigned>(lane_of_thread()) >= step) before += lower;
   }
-  const unsigned occur = __ballot_sync(ALL_LANES, size > 0);
-  int32_t first_place = 0, first_present = 0;
+  const unsigned are_frequent = __ballot_sync(ALL_LANES, size > FEW);
+  const unsigned are_rare = __ballot_sync(ALL_LANES, size > 0) & ~are_frequent;
+  int32_t first_place = 0, first_frequent = 0, first_rare = 0;
   if (lane_of_thread() == WARP - 1) {
     first_place = atomicAdd(&sorting.totals[0], before);
-    first_present = atomicAdd(&sorting.totals[1], __popc(occur));
+    first_frequent = atomicAdd(&sorting.totals[1], __popc(are_frequent));
+    first_rare = atomicAdd(&sorting.totals[2], __popc(are_rare));
   }
   first_place = __shfl_sync(ALL_LANES, first_place, WARP - 1);
-  first_present = __shfl_sync(ALL_LANES, first_present, WARP - 1);
+  first_frequent = __shfl_sync(ALL_LANES, first_frequent, WARP - 1);
+  first_rare = __shfl_sync(ALL_LANES, first_rare, WARP - 1);
   if (size == 0) return;
   int32_t place = first_place + before - size;
-  sorting.present[first_present + __popc(occur & ((1u << lane_of_thread()) - 1u))] = static_cast<int32_t>(token);
+  const unsigned lower_lanes = (1u << lane_of_thread()) - 1u;
+  if (size > FEW) sorting.frequent[first_frequent + __popc(are_frequent & lower_lanes)] = static_cast<int32_t>(token);
+  else sorting.rare[first_rare + __popc(are_rare & lower_lanes)] = static_cast<int32_t>(token);
   sorting.starts[token] = place;
   sorting.sizes[token] = size;
   // Many loads before the first store, which the next load might depend on for all that the compiler knows.
@@ -137,76 +145,90 @@ GLOBAL void LAUNCH_BOUNDS(THREADS) arrange(int64_t chunks, int64_t vocab_size, S
   }
 }
 
-GLOBAL void LAUNCH_BOUNDS(WARP) place(int64_t rows, int64_t vocab_size, const int32_t* tokens, Sorting sorting) {
-  const int64_t begin = int64_t{blockIdx.x} * CHUNK, end = rows - begin < CHUNK ? rows : begin + CHUNK;
-  int32_t* const next = sorting.counts + int64_t{blockIdx.x} * vocab_size;
-  const auto token_at = [&](int64_t row) { return row < end ? tokens[row] : -1; };
-  int32_t coming = token_at(begin + lane_of_thread());
-  for (int64_t base = begin; base < end; base += WARP) {
-    const int64_t row = base + lane_of_thread();
-    const int32_t token = coming;
-    coming = token_at(row + WARP);
-    const bool valid = token >= 0 && token < vocab_size;
-    const unsigned same = __match_any_sync(ALL_LANES, token);
-    const int32_t lower = __popc(same & ((1u << lane_of_thread()) - 1u));
-    const int32_t first = valid ? next[token] : 0;
-    __syncwarp();
-    if (valid) sorting.order[first + lower] = static_cast<int32_t>(row);
-    if (valid && lower == 0) next[token] = first + __popc(same);
-    __syncwarp();
+// A thread per row. It counts the rows of its token that come earlier in the chunk, of which this block and those before it
+// have a part.
+GLOBAL void LAUNCH_BOUNDS(THREADS) place(int64_t rows, int64_t vocab_size, const int32_t* tokens, Sorting sorting) {
+  SHARED_ARRAY(int32_t, chunk, [CHUNK]);
+  const int64_t row = thread_index(), begin = row / CHUNK * CHUNK;
+  const int own = static_cast<int>(row - begin), before = own - static_cast<int>(threadIdx.x);
+  for (int i = static_cast<int>(threadIdx.x); i < before; i += THREADS) chunk[i] = tokens[begin + i];
+  const int32_t token = row < rows ? tokens[row] : -1;
+  chunk[own] = token;
+  const bool valid = token >= 0 && token < vocab_size;
+  int32_t place = valid ? sorting.counts[row / CHUNK * vocab_size + token] : 0;
+  __syncthreads();
+  for (int i = 0; i < own / WARP * WARP; i += 4) {
+    const Pack<int32_t, 4> earlier = pack_at<4>(&chunk[i]);
+#pragma unroll
+    for (int k = 0; k < 4; k++) place += earlier.values[k] == token;
   }
+  place += __popc(__match_any_sync(ALL_LANES, token) & ((1u << lane_of_thread()) - 1u));
+  if (valid) sorting.order[place] = static_cast<int32_t>(row);
 }
 
-// The sum of doutput at `column` of N columns over every step-th of `size` rows.
+// The sum of doutput at `column` of N columns over every step-th of `size` rows, AT_ONCE of which are on their way together.
 template <typename T, int N>
 DEVICE void sum_rows(float (&sum)[N], const T* doutput, int64_t dim, int column, const int32_t* order, int32_t first,
                      int32_t size, int32_t step) {
+  constexpr int AT_ONCE = 8;
 #pragma unroll
   for (int k = 0; k < N; k++) sum[k] = 0.0f;
-#pragma unroll 4
-  for (int32_t i = first; i < size; i += step) {
-    float d[N];
-    load(d, doutput + order[i] * dim + column);
+#pragma unroll 1
+  for (int32_t i = first; i < size; i += AT_ONCE * step) {
+    // Their numbers first, without a condition: no load of a row waits for another's number.
+    int32_t rows[AT_ONCE];
+    Pack<T, N> some[AT_ONCE];
 #pragma unroll
-    for (int k = 0; k < N; k++) sum[k] += d[k];
+    for (int j = 0; j < AT_ONCE; j++) rows[j] = order[i + j * step < size ? i + j * step : i];
+#pragma unroll
+    for (int j = 0; j < AT_ONCE; j++)
+      some[j] = i + j * step < size ? pack_at<N>(doutput + rows[j] * dim + column) : Pack<T, N>{};
+#pragma unroll
+    for (int j = 0; j < AT_ONCE; j++)
+#pragma unroll
+      for (int k = 0; k < N; k++) sum[k] += to_float(some[j].values[k]);
   }
 }
 
-// A block takes one token after another. The warps share the columns of a token with few rows, and the rows of one with
-// many: then their sums are added in order.
+// Blocks take slices of WARP * N columns of frequent tokens, whose rows their warps share: the warps' sums are added in
+// order. Then warps take rare ones. A thread has 4 columns, of bfloat16 too: the 16 bytes of dweight that it adds to lie
+// next to its neighbours'.
 template <typename T, int N>
-GLOBAL void LAUNCH_BOUNDS(THREADS, 1) add_up(int dim, const T* doutput, float* dweight, Sorting sorting) {
+GLOBAL void LAUNCH_BOUNDS(THREADS, 4) add_up(int dim, const T* doutput, float* dweight, Sorting sorting) {
   constexpr int WARPS = THREADS / WARP;
   SHARED_ARRAY(float, sums, [WARPS][WARP * N]);
-  const int32_t tokens = sorting.totals[1];
-  for (int32_t t = static_cast<int32_t>(blockIdx.x); t < tokens; t += static_cast<int32_t>(gridDim.x)) {
-    const int32_t token = sorting.present[t], size = sorting.sizes[token];
+  const int warp = warp_of_thread(), lane = lane_of_thread(), own = static_cast<int>(threadIdx.x);
+  const int slices = (dim - 1) / (WARP * N) + 1;
+  const int64_t items = int64_t{sorting.totals[1]} * slices;
+  float sum[N];
+  for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
+    const RowColumn at = row_and_column(item, slices);
+    const int32_t token = sorting.frequent[at.row];
+    const int base = static_cast<int>(at.column) * WARP * N, column = base + lane * N;
+    if (column < dim) {
+      sum_rows<T, N>(sum, doutput, dim, column, sorting.order + sorting.starts[token], warp, sorting.sizes[token], WARPS);
+      store(&sums[warp][lane * N], sum);
+    }
+    __syncthreads();
+    if (own < WARP * N && base + own < dim) {
+      float total = 0.0f;
+      for (int i = 0; i < WARPS; i++) total += sums[i][own];
+      dweight[int64_t{token} * dim + base + own] += total;
+    }
+    __syncthreads();
+  }
+  const int32_t rare = sorting.totals[2], warps = static_cast<int32_t>(gridDim.x) * WARPS;
+  for (int32_t t = static_cast<int32_t>(blockIdx.x) * WARPS + warp; t < rare; t += warps) {
+    const int32_t token = sorting.rare[t], size = sorting.sizes[token];
     const int32_t* const order = sorting.order + sorting.starts[token];
     float* const to = dweight + int64_t{token} * dim;
-    float sum[N];
-    if (size <= WARPS) {
-      for (int column = static_cast<int>(threadIdx.x) * N; column < dim; column += THREADS * N) {
-        sum_rows<T, N>(sum, doutput, dim, column, order, 0, size, 1);
+    for (int column = lane * N; column < dim; column += WARP * N) {
+      float before[N];
+      load(before, to + column);
+      sum_rows<T, N>(sum, doutput, dim, column, order, 0, size, 1);
 #pragma unroll
-        for (int k = 0; k < N; k++) to[column + k] += sum[k];
-      }
-      continue;
-    }
-    for (int base = 0; base < dim; base += WARP * N) {
-      const int column = base + lane_of_thread() * N;
-      if (column < dim) {
-        sum_rows<T, N>(sum, doutput, dim, column, order, warp_of_thread(), size, WARPS);
-#pragma unroll
-        for (int k = 0; k < N; k++) sums[warp_of_thread()][lane_of_thread() * N + k] = sum[k];
-      }
-      __syncthreads();
-      const int own = static_cast<int>(threadIdx.x);
-      if (own < WARP * N && base + own < dim) {
-        float total = 0.0f;
-        for (int warp = 0; warp < WARPS; warp++) total += sums[warp][own];
-        to[base + own] += total;
-      }
-      __syncthreads();
+      for (int k = 0; k < N; k++) sum[k] += before[k];
+      store(to + column, sum);
     }
   }
 }
@@ -230,17 +252,18 @@ int32_t mantou_embedding_backward(mantou_context* context, int32_t dtype, int64_
   const char* const name = __func__;
   const cudaStream_t stream = context->stream;
   const Sorting sorting(workspace, rows, vocab_size);
-  const int64_t chunks = divide_up(rows, CHUNK), counters = Sorting::counts_of(rows, vocab_size) + 2;
+  const int64_t chunks = divide_up(rows, CHUNK), counters = Sorting::counts_of(rows, vocab_size) + 3;
   CHECK_CUDA(cudaMemsetAsync(workspace, 0, static_cast<size_t>(counters) * sizeof(int32_t), stream));
   RETURN_IF_FAILED(launch(name, count, grid_of(divide_up(rows, THREADS)), THREADS, 0, stream, rows, vocab_size, tokens,
                           sorting, context->fault));
   RETURN_IF_FAILED(
       launch(name, arrange, grid_of(divide_up(vocab_size, THREADS)), THREADS, 0, stream, chunks, vocab_size, sorting));
-  RETURN_IF_FAILED(launch(name, place, grid_of(chunks), WARP, 0, stream, rows, vocab_size, tokens, sorting));
-  const bool vectors = in_vectors(dtype, dim, doutput);
+  RETURN_IF_FAILED(
+      launch(name, place, grid_of(divide_up(rows, THREADS)), THREADS, 0, stream, rows, vocab_size, tokens, sorting));
+  const bool vectors = in_vectors(dtype, dim, doutput, dweight);
   return with_type(dtype, [=](auto zero) {
     using T = decltype(zero);
-    const auto kernel = vectors ? add_up<T, LANES<T>> : add_up<T, 1>;
+    const auto kernel = vectors ? add_up<T, 4> : add_up<T, 1>;
     return launch(name, kernel, grid_for(context, smaller(rows, vocab_size), 8), THREADS, 0, stream,
                   static_cast<int>(dim), static_cast<const T*>(doutput), dweight, sorting);
   });

@@ -162,7 +162,7 @@ constexpr int AT_ONCE = !Team::KEEPS_ALL || sizeof(T) > 2 ? 1 : SPAN > 2 ? 3 : 4
 // In how many parts rows are cut at most: as many as an H100 with its 132 multiprocessors runs at once in bfloat16, where
 // rows of up to 512 are two packs a thread.
 int64_t parts_of(int64_t rows, int64_t dim) {
-  const int64_t parts = rows / 16, most = 132 * WARPS * (dim <= 512 ? 4 : 3);
+  const int64_t parts = rows / 8, most = 132 * WARPS * (dim <= 512 ? 4 : 3);
   return parts < 1 ? 1 : smaller(parts, most);
 }
 
@@ -253,20 +253,28 @@ GLOBAL void LAUNCH_BOUNDS(Team::THREADS, (AT_ONCE<T, SPAN, Team>))
     if (place_of<Team, N>(j) < dim) store(own + place_of<Team, N>(j), dgain[j]);
 }
 
-// A block adds up WARP columns: its warps take every WARP-th part each, and their sums are added in order.
-GLOBAL void LAUNCH_BOUNDS(WARP* WARP) add_parts(int64_t parts, int64_t dim, const float* partial, float* dgain) {
-  SHARED_ARRAY(float, sums, [WARP][WARP + 1]);
-  const int64_t column = int64_t{blockIdx.x} * WARP + lane_of_thread();
+// A block adds up ACROSS columns, 32 bytes of every part: few, so that many multiprocessors share what is soon done. Its
+// DEEP groups of threads take every DEEP-th part each, and their sums are added in order.
+constexpr int ACROSS = 8, DEEP = 128;
+
+GLOBAL void LAUNCH_BOUNDS(ACROSS* DEEP) add_parts(int64_t parts, int64_t dim, const float* partial, float* dgain) {
+  SHARED_ARRAY(float, sums, [ACROSS][DEEP + 4]);
+  const int thread = static_cast<int>(threadIdx.x), across = thread % ACROSS, deep = thread / ACROSS;
+  const int64_t column = int64_t{blockIdx.x} * ACROSS + across;
   float sum = 0.0f;
   if (column < dim) {
 #pragma unroll 8
-    for (int64_t part = warp_of_thread(); part < parts; part += WARP) sum += partial[part * dim + column];
+    for (int64_t part = deep; part < parts; part += DEEP) sum += partial[part * dim + column];
   }
-  sums[warp_of_thread()][lane_of_thread()] = sum;
+  sums[across][deep] = sum;
   __syncthreads();
-  const float total = warp_sum(sums[lane_of_thread()][warp_of_thread()]);
-  const int64_t own = int64_t{blockIdx.x} * WARP + warp_of_thread();
-  if (lane_of_thread() == 0 && own < dim) dgain[own] += total;
+  const int64_t own = int64_t{blockIdx.x} * ACROSS + warp_of_thread();
+  if (warp_of_thread() >= ACROSS || own >= dim) return;
+  float total = 0.0f;
+#pragma unroll
+  for (int i = 0; i < DEEP; i += WARP) total += sums[warp_of_thread()][i + lane_of_thread()];
+  total = warp_sum(total);
+  if (lane_of_thread() == 0) dgain[own] += total;
 }
 
 }  // namespace
@@ -298,6 +306,6 @@ int32_t mantou_rmsnorm_backward(mantou_context* context, int32_t dtype, int64_t 
                     static_cast<T*>(dinput), partial);
     });
   }));
-  return launch(name, add_parts, grid_of(divide_up(dim, WARP)), WARP * WARP, 0, context->stream, parts, dim, partial,
+  return launch(name, add_parts, grid_of(divide_up(dim, ACROSS)), ACROSS * DEEP, 0, context->stream, parts, dim, partial,
                 dgain);
 }

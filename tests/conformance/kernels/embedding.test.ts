@@ -12,7 +12,7 @@ onEveryType((subject) => {
   const normal = normalIn(type);
 
   describe("embedding", () => {
-    for (const [rows, vocabSize, dim] of [
+    const cases: [rows: number, vocabSize: number, dim: number, inTurn?: boolean][] = [
       [1, 1, 1],
       [17, 3, 65],
       [203, 113, 17],
@@ -20,10 +20,14 @@ onEveryType((subject) => {
       [65, 4099, 3],
       [300, 7, 64],
       [40, 300, 1032],
-    ]) {
+      [97, 3, 64, true], // tokens that occur 33, 32 and 32 times
+      [1360, 40, 8, true], // many tokens that occur often
+    ];
+    for (const [rows, vocabSize, dim, inTurn = false] of cases) {
       test(`${rows} rows of [${vocabSize}, ${dim}]; backward adds, repeated tokens too`, () => {
         const weights = normal([vocabSize, dim], 4);
         const [tokens, d] = [randomInts([rows], 1, vocabSize), normal([rows, dim], 2, 0.1)];
+        if (inTurn) tokens.data.forEach((_, row) => (tokens.data[row] = row % vocabSize));
         const before = randomNormal([vocabSize, dim], 3);
         const expected = Float64Array.from(before.data);
         tokens.data.forEach((token, row) => {

@@ -12,7 +12,7 @@ onEveryType((subject) => {
   const normal = normalIn(type);
 
   describe("gradient norm", () => {
-    for (const count of [1, 17, 4099, 300_007, 1_100_003]) {
+    for (const count of [1, 17, 4099, 300_007, 4_300_003]) {
       test.if(type === "float32")(`of ${count}, above and below the limit and without one`, () => {
         const gradients = normal([count], 1);
         const norm = Math.sqrt(gradients.data.reduce((sum, value) => sum + value * value, 0));

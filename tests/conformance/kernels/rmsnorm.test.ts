@@ -18,7 +18,7 @@ onEveryType((subject) => {
       [1, 1],
       [3, 17],
       [113, 203],
-      [1031, 65],
+      [1101, 65],
       [5, 4099],
       // Rows of whole vectors, as long as a GPU's warp or block keeps them in registers, and longer.
       [37, 64],
