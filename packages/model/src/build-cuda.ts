@@ -110,11 +110,13 @@ export function emulatedLibrary(emulation: Emulation, options: BuildOptions = {}
 
 /** The same for a program in `kernels/tests`. */
 export function buildEmulatedProgram(name: string, emulation: Emulation = "plain", options: BuildOptions = {}): string {
+  return build(emulatedProgram(name, emulation, options), options);
+}
+
+/** How that program is compiled. */
+export function emulatedProgram(name: string, emulation: Emulation, options: BuildOptions = {}): Recipe {
   const sources = [join(KERNELS, "tests", `${name}.cu`)];
-  return build(
-    emulated({ name: `${name}-${emulation}`, output: name, sources, link: [] }, emulation, options),
-    options,
-  );
+  return emulated({ name: `${name}-${emulation}`, output: name, sources, link: [] }, emulation, options);
 }
 
 function emulated(
@@ -147,7 +149,8 @@ function cudaSources(): string[] {
   return [...own.sort().map((name) => join(KERNELS, "cuda", name)), join(KERNELS, "cpu/file.cpp")];
 }
 
-function build(recipe: Recipe, options: BuildOptions): string {
+/** Path of what the recipe makes, compiled first if sources, flags or compiler changed. @throws BuildError */
+export function build(recipe: Recipe, options: BuildOptions = {}): string {
   const { compiler, units, linkFlags, name, output } = recipe;
   const hash = createHash("sha256").update(JSON.stringify([compiler, units.map(({ flags }) => flags), linkFlags]));
   for (const path of inputs(units.map(({ source }) => source))) {
