@@ -61,8 +61,8 @@ export interface LoadOptions {
 }
 
 /**
- * Reads a tokenizer in any of the formats: a `.tiktoken` file, a directory with GPT-2's `vocab.json` and `merges.txt`, a
- * `tokenizer.json` of Hugging Face, or (everything else) our own JSON.
+ * Reads a tokenizer in any of the formats, known by its content: tiktoken's ranks, a directory with GPT-2's `vocab.json`
+ * and `merges.txt`, a `tokenizer.json` of Hugging Face, or (everything else) our own JSON.
  *
  * @throws naming the file, if it cannot be read or is damaged.
  */
@@ -76,7 +76,8 @@ export function loadTokenizer(
       return loadGpt2(vocabPath, mergesPath, { pattern, normalization, specialTokens: Object.keys(specialTokens) });
     }
     const text = readText(path);
-    if (path.endsWith(".tiktoken")) {
+    // Base64 has no braces; Llama 3's file is called tokenizer.model.
+    if (path.endsWith(".tiktoken") || /^[A-Za-z0-9+/]+=* \d+\r?\n/.test(text)) {
       return new Tokenizer({ ...parseTiktoken(text, specialTokens), pattern, normalization });
     }
     const json = parseJson(text);
