@@ -54,8 +54,11 @@ describe("texts", () => {
     expect(await trainFails(2, "--data", "nowhere.txt")).toContain("--data nowhere.txt does not exist");
     expect(await trainFails(2, "--data", empty)).toContain(`--data ${empty} is empty`);
     expect(await trainFails(2, "--data", place.folder)).toContain("is a directory without a manifest.json");
-    expect(await trainFails(2, "--data", tiny)).toContain(`--data ${tiny} has 1 byte, too few for a context of 16`);
-    expect(await trainFails(2, "--data", short)).toMatch(/the held-out end of .*short\.txt has \d bytes/);
+    expect(await trainFails(2, "--data", tiny)).toContain(`--data ${tiny} has 2 bytes, too few for a context of 16`);
+    const held = await trainFails(2, "--data", short);
+    expect(held).toMatch(/the held-out end of .*short\.txt has 5 bytes, .*\n {2}fix: .* \(4 at most\)\n/);
+    const training = await trainFails(2, "--data", short, "--held-out", "0.5", "--model.context-length", "30");
+    expect(training).toMatch(/the training part of .*short\.txt has 24 bytes, .*\n {2}fix: .* \(23 at most\)\n/);
     const long = await trainFails(2, "--data", data, "--model.context-length", "50000");
     expect(long).toContain("too few for a context of 50000");
     expect(long).toContain("--model.context-length");
@@ -250,7 +253,7 @@ describe("a run directory that exists", () => {
     expect(finished).toContain("runs/finished holds a finished run of this config (12 steps)");
     expect(finished).toContain("bun run generate --run runs/finished");
     const other = await trainFails(2, ...same, "--lr", "0.01");
-    expect(other).toContain("runs/finished holds a run with another config");
+    expect(other).toContain("runs/finished holds a run with another config: lr is 0.003 there and 0.01 here\n");
     expect(other).toContain("--name");
     const resumed = failure(await place.run("train", "--resume", "runs/finished"), 2);
     expect(resumed).toContain("runs/finished is finished: 12 of 12 steps");

@@ -211,10 +211,16 @@ describe("refusals name the value, its origin and the fix", () => {
       "--model.dModel 126 or 132",
     ],
     [
-      "odd head size with rope",
+      "odd head size",
       () => ({ flags: { model: { dModel: 12, numHeads: 4 } } }),
-      ["head size 3", "odd"],
+      ["head size 3", "even"],
       "--model.numHeads 3 or 2",
+    ],
+    [
+      "a head size beyond what the kernels have",
+      () => ({ flags: { model: { dModel: 1024, numHeads: 2, position: "none" } } }),
+      ["head size 512", "at most 256"],
+      "--model.numHeads 4 or 8, or --model.dModel 512",
     ],
     [
       "key-value heads that do not divide the heads",
@@ -266,12 +272,6 @@ describe("refusals name the value, its origin and the fix", () => {
   test("a value of the preset is said to be the preset's", () => {
     const error = refusal(() => resolveConfig({ preset: "books", flags: { minLr: 1 } }));
     expect(error.message).toContain("lr (preset books) = 0.002");
-  });
-
-  test("an odd head size is fine without rope", () => {
-    expect(resolveConfig({ flags: { model: { dModel: 12, numHeads: 4, position: "none" } } }).config.model.dModel).toBe(
-      12,
-    );
   });
 
   test.each(["{", "[1]", "3", '{"choices":3}', '{"choices":[{"path":"lr"}]}', ""])("file with %p", (text) => {

@@ -234,8 +234,10 @@ describe("export and import", () => {
     const noData = await place.run("eval", "--run", imported);
     expect([noData.code, noData.stderr]).toEqual([2, expect.stringContaining("has no validation data")]);
     const resumed = await place.run("train", "--resume", imported);
-    expect(resumed.code).not.toBe(0);
+    expect(resumed.code).toBe(2);
     expect(resumed.stderr).toContain("holds weights alone");
+    expect(resumed.stderr).toContain(`fix: begin a run with them: bun run train --init ${imported} --data FILE`);
+    expect(readdirSync(imported).sort()).toEqual(["checkpoints", "config.json", "tokenizer.json"]);
     await place.succeed("export", "--run", imported, "--format", "hf", "--out", place.path("again"));
     expect(readFileSync(place.path("again/model.safetensors"))).toEqual(readFileSync(join(hf, "model.safetensors")));
   });

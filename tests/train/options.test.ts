@@ -183,6 +183,8 @@ describe("refusals", () => {
     expect(missing.message).toContain("--run is required");
     expect(missing.fix).toContain("directory of a run");
     expect(refusal(() => parseFlags(sampler, [])).message).toContain("INPUT");
+    const described = { ...sampler, options: trainConfigSchema };
+    expect(refusal(() => parseFlags(described, ["--learning-rate", "3"])).fix).toBe("did you mean --lr or --min-lr?");
     const { positionals: _, ...flagsOnly } = sampler;
     const extra = refusal(() => parseFlags(flagsOnly, ["--verbose", "stray"]));
     expect(extra.message).toContain('"stray"');
@@ -192,12 +194,23 @@ describe("refusals", () => {
 
 describe("nearest", () => {
   test("slips of one or two letters, missing prefixes and beginnings; nothing far-fetched", () => {
-    const names = ["steps", "seed", "model.numLayers", "model.vocabSize", "tokenizer.vocabSize", "temperature"];
+    const heads = ["model.numHeads", "model.numKeyValueHeads"];
+    const names = [
+      "steps",
+      "seed",
+      "model.numLayers",
+      "model.vocabSize",
+      "tokenizer.vocabSize",
+      "temperature",
+      ...heads,
+    ];
     expect(nearest("stpes", names)).toEqual(["steps"]);
     expect(nearest("num-layers", names)).toEqual(["model.numLayers"]);
     expect(nearest("model.layers", names)).toEqual(["model.numLayers"]);
     expect(nearest("vocab_size", names).sort()).toEqual(["model.vocabSize", "tokenizer.vocabSize"]);
     expect(nearest("temp", names)).toEqual(["temperature"]);
+    expect(nearest("layers", names)).toEqual(["model.numLayers"]);
+    expect(nearest("heads", names)).toEqual(heads);
     expect(nearest("frobnicate", names)).toEqual([]);
     expect(nearest("x", [])).toEqual([]);
   });

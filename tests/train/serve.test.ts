@@ -162,6 +162,9 @@ describe("limits", () => {
     const refused = await own.completions.create({ ...body, stream: false }).catch((error: unknown) => error);
     expect(refused).toBeInstanceOf(OpenAI.RateLimitError);
     expect(refused).toMatchObject({ status: 429, code: "queue_full" });
+    // What never fits is not to be tried again.
+    const many = await own.completions.create({ ...body, stream: false, n: 4 }).catch((error: unknown) => error);
+    expect(many).toMatchObject({ status: 400, message: "400 4 texts are more than the 3 that fit here at once" });
     // All of them go: the slots are free again.
     leave.abort();
     await Promise.all(requests);

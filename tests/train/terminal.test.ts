@@ -4,10 +4,10 @@ import { join } from "node:path";
 import fc from "fast-check";
 import { formatConfig } from "../../packages/train/src/cli/config-summary.ts";
 import { choose, resolveConfig } from "../../packages/train/src/config.ts";
-import { formatCount, formatDuration, formatTable } from "../../packages/train/src/terminal/format.ts";
+import { formatCount, formatDuration, formatTable, shellWord } from "../../packages/train/src/terminal/format.ts";
 import { plotCurve } from "../../packages/train/src/terminal/plot.ts";
 import { ProgressBar, type ProgressOptions } from "../../packages/train/src/terminal/progress.ts";
-import { colorStyle, plainStyle, styleFor, wrap } from "../../packages/train/src/terminal/style.ts";
+import { colorStyle, plainStyle, styleFor, visible, wrap } from "../../packages/train/src/terminal/style.ts";
 import { Screen } from "./support/screen.ts";
 
 /** A bar on a made-up stream with a clock that the test moves. */
@@ -315,6 +315,17 @@ describe("curves", () => {
     const points = Array.from({ length: 300_000 }, (_, x): [number, number] => [x, 1 / (x + 1)]);
     expect(plotCurve([{ label: "a", points }])).toContain("a");
   });
+});
+
+test("control characters of a model's text do nothing to a terminal; breaks and tabs stay", () => {
+  expect(visible("a\x1b[31mb\x07\x00\x7f\u009b1m\r\n\tç 你🎉")).toBe("a␛[31mb␇␀␡\ufffd1m\n\tç 你🎉");
+});
+
+test("words of a command line: quoted where a shell would read them otherwise, and read back the same", () => {
+  expect(shellWord("runs/tiny-2.b")).toBe("runs/tiny-2.b");
+  for (const word of ["my runs/a", "it's", "$HOME", "a;b", "", "*", "~x", "мой run", 'say "hi"', "a\\b", "#x", "!1"]) {
+    expect(Bun.spawnSync(["sh", "-c", `printf %s ${shellWord(word)}`]).stdout.toString()).toBe(word);
+  }
 });
 
 describe("figures", () => {

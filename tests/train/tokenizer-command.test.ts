@@ -50,6 +50,15 @@ test("four machines' counts train as one run over everything does", async () => 
   expect(existsSync(place.path("x.counts"))).toBe(false);
 }, 60_000);
 
+test("a file whose name begins like a flag is named with its folder", async () => {
+  place.file("-dash.txt", "text");
+  const { code, stderr } = await place.run("tokenizer", "count", "--tokenizer", "t.json", "-dash.txt");
+  expect(stderr).toBe("error: unknown flag -dash.txt\n  fix: if you mean the file of that name, write ./-dash.txt\n");
+  expect(code).toBe(2);
+  const { stdout } = await place.succeed("tokenizer", "count", "--tokenizer", "t.json", "./-dash.txt");
+  expect(stdout).toContain("4 ");
+});
+
 describe("encode", () => {
   test("takes several inputs and writes shards of equal length", async () => {
     const flags = ["--out", "all.bin", "--shard-tokens", "7000"];

@@ -49,7 +49,7 @@ export type ResolvedModelConfig = Required<ModelConfig>;
 export const RMSNORM_EPS = 1e-5;
 
 /** Largest head size that the attention kernels take. */
-const MAX_HEAD_DIM = 256;
+export const MAX_HEAD_DIM = 256;
 
 /**
  * Fills in defaults and checks that the sizes fit together.

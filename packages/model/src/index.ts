@@ -3,7 +3,7 @@ export { AdamW, type AdamWOptions } from "./adamw.ts";
 export { BuildError, buildCpuLibrary } from "./build.ts";
 export { type Emulation, findNvcc } from "./build-cuda.ts";
 export { buildCudaLibrary, buildEmulatedLibrary, buildEmulatedProgram } from "./build-cuda.ts";
-export { type ModelConfig, type ResolvedModelConfig, RMSNORM_EPS, resolveModelConfig } from "./config.ts";
+export { MAX_HEAD_DIM, type ModelConfig, type ResolvedModelConfig, RMSNORM_EPS, resolveModelConfig } from "./config.ts";
 export { Decoder } from "./decoder.ts";
 export {
   Device,

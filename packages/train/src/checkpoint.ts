@@ -162,6 +162,16 @@ export function loadWeights(
   });
 }
 
+/** Whether a file is a checkpoint without an optimizer's state, such as an imported one. */
+export function holdsWeightsAlone(path: string): boolean {
+  try {
+    return withCheckpoint(path, (_, manifest) => manifest.optimizerSteps === null);
+  } catch (error) {
+    if (error instanceof CheckpointError) return false;
+    throw error;
+  }
+}
+
 /** Whether a file is a checkpoint, complete and undamaged, of whatever model. */
 export function isWholeCheckpoint(path: string): boolean {
   try {

@@ -10,7 +10,7 @@
 
 import { existsSync, readFileSync } from "node:fs";
 import { basename, extname, join } from "node:path";
-import type { Device } from "@mantou/model";
+import { type Device, MAX_HEAD_DIM } from "@mantou/model";
 import { z } from "zod";
 import { type PartialConfig, type SettledConfig, type TrainConfig, trainConfigSchema } from "./config-schema.ts";
 import { UserError } from "./errors.ts";
@@ -270,21 +270,20 @@ function checkConfig(resolved: ResolvedConfig): void {
   const set = (path: string, value: unknown) => settingOf(path, value, { kind: "flag" });
 
   const headSize = dModel / numHeads;
-  if (!Number.isInteger(headSize) || (model.position === "rope" && headSize % 2 !== 0)) {
-    const unit = model.position === "rope" ? 2 : 1; // rope rotates pairs
-    const heads = Array.from({ length: Math.min(dModel / unit, 1024) }, (_, i) => i + 1).filter(
-      (i) => dModel % (i * unit) === 0,
-    );
+  const fits = (width: number, heads: number) => (width / heads) % 2 === 0 && width / heads <= MAX_HEAD_DIM;
+  if (!fits(dModel, numHeads)) {
+    const heads = Array.from({ length: Math.min(dModel / 2, 1024) }, (_, i) => i + 1).filter((i) => fits(dModel, i));
     const nearHeads = heads.sort((a, b) => Math.abs(a - numHeads) - Math.abs(b - numHeads)).slice(0, 2);
-    const down = Math.floor(dModel / (numHeads * unit)) * numHeads * unit;
-    const widths = [down, down + numHeads * unit].filter((value) => value > 0);
+    const unit = 2 * numHeads;
+    const down = Math.min(Math.floor(dModel / unit) * unit, MAX_HEAD_DIM * numHeads);
+    const widths = [down, down + unit].filter((width) => width > 0 && fits(width, numHeads));
     const options = [
       ...(nearHeads.length > 0 ? [`${flagOf("model.numHeads")} ${joinOr(nearHeads.map(String))}`] : []),
       `${flagOf("model.dModel")} ${joinOr(widths.map(String))}`,
     ];
     const [width, count] = [show("model.dModel", dModel), show("model.numHeads", numHeads)];
     const wrong = Number.isInteger(headSize)
-      ? `${width} over ${count} gives the head size ${headSize}, which is odd: rope rotates pairs`
+      ? `${width} over ${count} gives the head size ${headSize}, which must be even and at most ${MAX_HEAD_DIM}`
       : `${width} is not a multiple of ${count}`;
     refuse(wrong, `use ${options.join(", or ")}`);
   }

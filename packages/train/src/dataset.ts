@@ -273,11 +273,16 @@ export interface Batch {
  * @param count tokens, or bytes of text, of which there are at least as many
  * @throws UserError
  */
-export function checkLength(what: string, count: number, contextLength: number, unit = "tokens"): void {
+export function checkLength(
+  what: string,
+  count: number,
+  contextLength: number,
+  { unit = "tokens", atMost = count - 1 } = {},
+): void {
   if (count > contextLength) return;
   const has = `${count} ${count === 1 ? unit.replace(/s$/, "") : unit}`;
   throw new UserError(`${what} has ${has}, too few for a context of ${contextLength} tokens and the one after`, {
-    fix: `give more text, or a smaller --model.context-length${count > 1 ? ` (${count - 1} at most)` : ""}`,
+    fix: `give more text, or a smaller --model.context-length${atMost > 0 ? ` (${atMost} at most)` : ""}`,
   });
 }
 

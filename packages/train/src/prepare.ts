@@ -12,6 +12,7 @@ import { TokenFile, type TokenSource, checkLength, writeTokens } from "./dataset
 import { UserError } from "./errors.ts";
 import { isDirectory, openPart, readManifest } from "./shards.ts";
 import { generateStories } from "./stories.ts";
+import { shellWord } from "./terminal/format.ts";
 import { readTokenizer } from "./tokenizer-file.ts";
 
 /** Size of the corpus that is generated where there is no `--data`. */
@@ -45,7 +46,7 @@ export function checkFile(flag: string, path: string): void {
   const other = Object.entries(SIGNATURES).find(([signature]) => beginning.startsWith(signature));
   if (other === undefined) return;
   throw new UserError(`${flag} ${path} is a ${other[1]} file, not text`, {
-    fix: `make a data set of it: bun run data prepare ${path} --out data/NAME, and then --data data/NAME`,
+    fix: `make a data set of it: bun run data prepare ${shellWord(path)} --out data/NAME, and then --data data/NAME`,
   });
 }
 
@@ -117,9 +118,13 @@ export function checkTextLengths(config: DataConfig & { model: { contextLength: 
   if (config.data === undefined || holdsTokens(config.data)) return;
   const { train, val } = splitText(config.data, config);
   const { contextLength } = config.model;
+  const [trainBytes, valBytes] = [train.end - train.begin, val.end - val.begin];
+  const { size } = statSync(config.data);
+  const atMost = Math.min(trainBytes, valBytes) - 1;
+  checkLength(`--data ${config.data}`, size, contextLength, { unit: "bytes", atMost });
   const held = config.val === undefined ? `the held-out end of ${config.data}` : `--val ${config.val}`;
-  checkLength(`--data ${config.data}`, train.end - train.begin, contextLength, "bytes");
-  checkLength(held, val.end - val.begin, contextLength, "bytes");
+  checkLength(`the training part of ${config.data}`, trainBytes, contextLength, { unit: "bytes", atMost });
+  checkLength(held, valBytes, contextLength, { unit: "bytes", atMost });
 }
 
 /** The tokenizer that a run is given: with its prepared data, or by itself; none: one is trained. */

@@ -19,7 +19,9 @@ import { CheckpointError, checkpointStep, isWholeCheckpoint } from "./checkpoint
 import { listCheckpoints, loadNewest, loadWeights } from "./checkpoint.ts";
 import { type ResolvedConfig, type SettledConfig, choose, configJson, loadRunConfig } from "./config.ts";
 import { UserError } from "./errors.ts";
+import { flatten } from "./schema.ts";
 import { isTemporary, removeTemporaries } from "./temporaries.ts";
+import { shellWord } from "./terminal/format.ts";
 import { readTokenizer } from "./tokenizer-file.ts";
 
 export class RunDirectory {
@@ -88,25 +90,32 @@ function obstacleTo(run: RunDirectory, resolved: ResolvedConfig): UserError | un
   if (!existsSync(run.config)) {
     return new UserError(`${run.path} exists and is no run of Mantou`, { fix: other });
   }
-  if (withoutChoices(readFileSync(run.config, "utf8")) !== withoutChoices(configJson(resolved))) {
-    return new UserError(`${run.path} holds a run with another config`, {
-      fix: `${other}, or go on with that run: bun run train --resume ${run.path}`,
+  const [there, here] = [readFileSync(run.config, "utf8"), configJson(resolved)].map(settingsOf);
+  const differing = [...new Set([...there.keys(), ...here.keys()])].filter(
+    (path) => there.get(path) !== here.get(path),
+  );
+  if (differing.length > 0) {
+    const shown = differing.slice(0, 3).map((path) => `${path} is ${there.get(path)} there and ${here.get(path)} here`);
+    const more = differing.length > 3 ? `, and ${differing.length - 3} more` : "";
+    return new UserError(`${run.path} holds a run with another config: ${shown.join(", ")}${more}`, {
+      fix: `${other}, or go on with that run: bun run train --resume ${shellWord(run.path)}`,
     });
   }
   if (run.isFinished(resolved.config.steps)) {
     return new UserError(`${run.path} holds a finished run of this config (${resolved.config.steps} steps)`, {
-      fix: `${other}, or sample from it: bun run generate --run ${run.path}`,
+      fix: `${other}, or sample from it: bun run generate --run ${shellWord(run.path)}`,
     });
   }
   return undefined;
 }
 
-function withoutChoices(json: string): string {
+/** The settings of a config.json by their paths, as JSON; of one that cannot be read none. */
+function settingsOf(json: string): Map<string, string> {
   try {
     const { choices: _, name: __, ...settings } = JSON.parse(json) as Record<string, unknown>;
-    return JSON.stringify(settings);
+    return new Map([...flatten(settings)].map(([path, value]) => [path, JSON.stringify(value)]));
   } catch {
-    return json;
+    return new Map();
   }
 }
 
@@ -161,7 +170,9 @@ export function loadRun(path: string, device: Device, warn: (message: string) =>
   try {
     const step = loadNewest(run.checkpoints, (file) => loadWeights(file, model), warn);
     if (step === undefined) {
-      throw new UserError(`${path} has no checkpoint yet`, { fix: `train it: bun run train --resume ${path}` });
+      throw new UserError(`${path} has no checkpoint yet`, {
+        fix: `train it: bun run train --resume ${shellWord(path)}`,
+      });
     }
     return { run, config, tokenizer, model, step };
   } catch (error) {

@@ -232,7 +232,10 @@ export function checkKeys(schema: z.ZodObject, object: Record<string, unknown>, 
 export function unknownName(shown: string, path: string, fields: Field[], extra: string[] = []): UserError {
   const asFlag = shown.startsWith("-");
   const candidates = [...fields.map((field) => field.path), ...extra];
-  const near = nearest(path, candidates).map((name) => (asFlag ? flagOf(name) : `"${name}"`));
+  const named = nearest(path, candidates);
+  const near = (named.length > 0 ? named : describedBy(path, fields)).map((name) =>
+    asFlag ? flagOf(name) : `"${name}"`,
+  );
   const what = asFlag ? `unknown flag ${shown}` : `unknown key ${shown}`;
   return new UserError(what, {
     fix: near.length > 0 ? `did you mean ${joinOr(near)}?` : "run with --help for the list of all options",
@@ -241,7 +244,7 @@ export function unknownName(shown: string, path: string, fields: Field[], extra:
 
 /**
  * The candidates nearest to a misspelt name, best first, at most two; none when nothing is close. Case and dashes do
- * not count, a beginning counts as a small slip, and a nested field is also found by its last name, so `--num-layers`
+ * not count, a beginning or an end counts as a small slip, and a nested field is also found by its last name, so `--num-layers`
  * finds `model.numLayers`.
  */
 export function nearest(name: string, candidates: string[]): string[] {
@@ -255,6 +258,7 @@ export function nearest(name: string, candidates: string[]): string[] {
       // The right name under the wrong object, or under none, is a smaller slip than another name.
       let distance = Math.min(editDistance(wanted, full), editDistance(wantedLast, last) + 0.5);
       if (wanted.length >= 3 && (full.startsWith(wanted) || last.startsWith(wanted))) distance = Math.min(distance, 1);
+      if (wanted.length >= 5 && last.endsWith(wanted)) distance = Math.min(distance, 1.25);
       return { candidate, distance };
     })
     .sort((a, b) => a.distance - b.distance);
@@ -264,6 +268,14 @@ export function nearest(name: string, candidates: string[]): string[] {
     .filter(({ distance }) => distance === best.distance)
     .slice(0, 2)
     .map(({ candidate }) => candidate);
+}
+
+/** The fields whose descriptions have a name of several words, at most two: `--learning-rate` finds `lr`. */
+function describedBy(name: string, fields: Field[]): string[] {
+  const words = kebab(name).split(/[-_.]/);
+  if (words.length < 2) return [];
+  const found = fields.filter(({ description }) => description.toLowerCase().includes(words.join(" ")));
+  return found.slice(0, 2).map(({ path }) => path);
 }
 
 /** Edit distance with transpositions of neighbours (optimal string alignment). */

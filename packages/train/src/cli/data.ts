@@ -9,7 +9,7 @@ import { fetchHubFile, hubDatasets, listHubFiles } from "../data/hub.ts";
 import { prepareDataset } from "../data/preparation.ts";
 import { UserError } from "../errors.ts";
 import { joinOr, nearest } from "../schema.ts";
-import { formatCount, formatTable } from "../terminal/format.ts";
+import { formatCount, formatTable, shellWord } from "../terminal/format.ts";
 import { ProgressBar } from "../terminal/progress.ts";
 import { runCommand, runSubcommand } from "./command.ts";
 import { type Command, parseOptions } from "./options.ts";
@@ -115,7 +115,7 @@ async function prepare(argv: string[]): Promise<void> {
     const { tokens, documents, bytes, shards } = manifest[part];
     const ratio = tokens === 0 ? "" : `${(bytes / tokens).toFixed(2)} bytes a token`;
     const counts = [
-      `${formatCount(documents)} documents`,
+      `${formatCount(documents)} ${documents === 1 ? "document" : "documents"}`,
       `${formatCount(bytes)} bytes`,
       `${formatCount(tokens)} tokens`,
     ];
@@ -123,7 +123,7 @@ async function prepare(argv: string[]): Promise<void> {
   });
   console.log(`\n${formatTable(rows)}`);
   if (resumed > 0) console.log(`${resumed} pieces were there from before`);
-  console.log(`train on it: bun run train --data ${out}`);
+  console.log(`train on it: bun run train --data ${shellWord(out)}`);
 }
 
 async function fetchPreset(

@@ -6,7 +6,7 @@ import { GenerationBatch, type Sequence, openDevice } from "@mantou/model";
 import { z } from "zod";
 import { encodePrompt } from "../prompt.ts";
 import { loadRun } from "../run.ts";
-import { styleFor } from "../terminal/style.ts";
+import { styleFor, visible } from "../terminal/style.ts";
 import { TextStream } from "../text-stream.ts";
 import { runCommand } from "./command.ts";
 import { type Command, parseOptions } from "./options.ts";
@@ -96,9 +96,10 @@ await runCommand(async (argv) => {
 
   const samples: Sample[] = [];
   const active = new Set<Sample>();
-  const print = (text: string) => process.stdout.write(text);
+  const print = (text: string) => process.stdout.write(process.stdout.isTTY ? visible(text) : text);
   const begin = (index: number) => {
-    if (count > 1) print(`${index === 0 ? "" : "\n"}${style.dim(`── sample ${index + 1} of ${count}`)}\n`);
+    const head = style.dim(`── sample ${index + 1} of ${count}`);
+    if (count > 1) process.stdout.write(`${index === 0 ? "" : "\n"}${head}\n`);
     print(prompt);
   };
   // Samples are printed in order: the first that is not at its end as it comes, those behind it when their turn comes.

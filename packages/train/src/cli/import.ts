@@ -11,7 +11,7 @@ import { LlamaWeights, readLlamaConfig, readText } from "../llama/import-hf.ts";
 import { importedConfig, saveImported } from "../llama/import-run.ts";
 import { readHuggingFaceTokenizer } from "../llama/tokenizer.ts";
 import { RunDirectory } from "../run.ts";
-import { formatCount } from "../terminal/format.ts";
+import { formatCount, shellWord } from "../terminal/format.ts";
 import { runCommand } from "./command.ts";
 import { type Command, parseOptions } from "./options.ts";
 
@@ -69,8 +69,8 @@ await runCommand((argv) => {
   saveImported(run, resolved, model, tokenizer);
   console.log(
     `${target}: ${formatCount(model.store.count)} parameters, vocabulary ${config.vocabSize}, context ${contextLength}\n` +
-      `sample from it: bun run generate --run ${target} --prompt "Once upon a time"\n` +
-      `train on: bun run train --init ${target} --data FILE`,
+      `sample from it: bun run generate --run ${shellWord(target)} --prompt "Once upon a time"\n` +
+      `train on: bun run train --init ${shellWord(target)} --data FILE`,
   );
   if (otherTokenizer !== undefined) {
     console.log(`${otherTokenizer} is not the tokenizer that the model was trained with: train on before you sample`);

@@ -19,6 +19,7 @@
  * ```
  */
 
+import { existsSync } from "node:fs";
 import type { z } from "zod";
 import { HelpRequest, UserError } from "../errors.ts";
 import { type Field, fieldsOf, flagOf, flatten, isRecord, kebab, unflatten, unknownName, validate } from "../schema.ts";
@@ -118,6 +119,9 @@ function findField(name: string, fields: Field[]): { field: Field; negated: bool
   const positive = isLong && name.startsWith("--no-") ? camel(name.slice("--no-".length)) : undefined;
   const denied = fields.find((candidate) => candidate.path === positive && candidate.kind === "boolean");
   if (denied !== undefined) return { field: denied, negated: true };
+  if (existsSync(name)) {
+    throw new UserError(`unknown flag ${name}`, { fix: `if you mean the file of that name, write ./${name}` });
+  }
   throw unknownName(name, path, fields, ["help"]);
 }
 

@@ -9,7 +9,7 @@ import { UserError } from "../errors.ts";
 import { checkSweep, executeSweep } from "../sweep/execute.ts";
 import { readSweep } from "../sweep/plan.ts";
 import { writeResults } from "../sweep/results.ts";
-import { formatTable } from "../terminal/format.ts";
+import { formatTable, shellWord } from "../terminal/format.ts";
 import { ProgressBar } from "../terminal/progress.ts";
 import { runCommand } from "./command.ts";
 import { type Command, parseOptions } from "./options.ts";
@@ -42,7 +42,7 @@ await runCommand(async (argv) => {
   using device = openDevice("cpu");
   const stop = new AbortController();
   const onSignal = () => {
-    stop.abort(new UserError("stopped", { fix: `go on with: bun run sweep --config ${file}`, exitCode: 1 }));
+    stop.abort(new UserError("stopped", { fix: `go on with: bun run sweep --config ${shellWord(file)}`, exitCode: 1 }));
   };
   process.on("SIGINT", onSignal).on("SIGTERM", onSignal);
   const bars = new Map<string, ProgressBar>();

@@ -4,13 +4,12 @@
  */
 import { existsSync } from "node:fs";
 import { availableParallelism } from "node:os";
-import { join } from "node:path";
 import { BuildError, type Device, type DeviceName, NativeError, OUT_OF_MEMORY, Profile } from "@mantou/model";
 import { TransformerLM, openDevice } from "@mantou/model";
 import { z } from "zod";
 import { type ResolvedConfig, choose, chooseBatchSizes, readRunConfig, resolveConfig, settled } from "../config.ts";
 import { type SettledConfig, trainConfigSchema } from "../config.ts";
-import { listCheckpoints } from "../checkpoint.ts";
+import { holdsWeightsAlone, listCheckpoints } from "../checkpoint.ts";
 import { watchRun, writeReport } from "../dashboard/index.ts";
 import { UserError } from "../errors.ts";
 import { estimateSeconds } from "../estimate.ts";
@@ -20,11 +19,11 @@ import { presets } from "../presets.ts";
 import { formatPlan, outOfMemory, planTraining } from "../plan.ts";
 import { RunDirectory, claimDirectory, initialise, modelConfig, modelOptions, saveConfig } from "../run.ts";
 import { validate } from "../schema.ts";
-import { formatCount, formatDuration } from "../terminal/format.ts";
+import { formatCount, formatDuration, shellWord } from "../terminal/format.ts";
 import { plotCurve } from "../terminal/plot.ts";
 import { profileTable } from "../terminal/profile.ts";
 import { ProgressBar } from "../terminal/progress.ts";
-import { type Style, styleFor, widthOf, wrap } from "../terminal/style.ts";
+import { type Style, styleFor, visible, widthOf, wrap } from "../terminal/style.ts";
 import { readTokenizer } from "../tokenizer-file.ts";
 import { type Outcome, train } from "../trainer.ts";
 import { WandbLog, checkWandb } from "../wandb.ts";
@@ -115,7 +114,7 @@ await runCommand(async (argv) => {
     throw new UserError(
       "--resume goes on with the run's own config and takes no other flag but --watch, --wandb and --profile",
       {
-        fix: `bun run train --resume ${resume}`,
+        fix: `bun run train --resume ${shellWord(resume)}`,
       },
     );
   }
@@ -204,7 +203,8 @@ await runCommand(async (argv) => {
       onSample(step, text) {
         const lines = text.trim().split("\n");
         // A terminal would break words.
-        const shown = process.stdout.isTTY ? lines.flatMap((line) => wrap(line, widthOf(process.stdout))) : lines;
+        const fitted = (line: string) => wrap(visible(line), widthOf(process.stdout));
+        const shown = process.stdout.isTTY ? lines.flatMap(fitted) : lines;
         bar.print(`${style.dim(`── sample after step ${step}`)}\n${shown.join("\n")}\n\n`);
       },
       onComplete() {
@@ -330,12 +330,18 @@ function reopen(path: string, say: (line: string) => void): Prepared & { device:
   if (!existsSync(run.config)) {
     throw new UserError(`there is no run in ${path}`, { fix: "give the directory of a run, such as runs/tiny" });
   }
+  const [newest] = listCheckpoints(run.checkpoints);
+  if (newest !== undefined && holdsWeightsAlone(newest)) {
+    throw new UserError(`${path} holds weights alone, without the optimizer's state to go on from`, {
+      fix: `begin a run with them: bun run train --init ${shellWord(path)} --data FILE`,
+    });
+  }
   const resolved = readRunConfig(run.config);
   chooseThreads(resolved);
   const { steps, device } = settled(resolved);
   if (run.isFinished(steps)) {
     throw new UserError(`${path} is finished: ${steps} of ${steps} steps`, {
-      fix: `sample from it: bun run generate --run ${path}`,
+      fix: `sample from it: bun run generate --run ${shellWord(path)}`,
     });
   }
   return { run, resolved, device: openDevice(device, { threads: settledThreads(resolved), log: say }) };
@@ -357,7 +363,9 @@ function settleVocabulary(resolved: ResolvedConfig, run: RunDirectory, vocabSize
 function report({ step, stopped, history }: Outcome, run: RunDirectory, say: (line: string) => void): void {
   const style = styleFor(process.stdout);
   if (stopped) {
-    say(`\nstopped after step ${step}; a checkpoint is saved. Go on with: bun run train --resume ${run.path}`);
+    say(
+      `\nstopped after step ${step}; a checkpoint is saved. Go on with: bun run train --resume ${shellWord(run.path)}`,
+    );
     return;
   }
   const losses = history.map(({ step: x, loss }): [number, number] => [x, loss]);
@@ -377,5 +385,5 @@ function report({ step, stopped, history }: Outcome, run: RunDirectory, say: (li
     say(`${final}${formatCount(last.tokens)} tokens in ${formatDuration(last.time)} (${speed} tok/s)`);
   }
   say(`everything is in ${run.path}: ${["report.html", "metrics.jsonl", "samples.txt", "checkpoints"].join(", ")}`);
-  say(`sample from it: bun run generate --run ${join(run.path)} --prompt "Once upon a time"`);
+  say(`sample from it: bun run generate --run ${shellWord(run.path)} --prompt "Once upon a time"`);
 }

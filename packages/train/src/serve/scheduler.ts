@@ -3,6 +3,7 @@
  * of all running texts after the other (continuous batching: see `GenerationBatch`).
  */
 import { type Finish, type GenerateOptions, GenerationBatch, type Sequence, type TransformerLM } from "@mantou/model";
+import { RequestError } from "./request.ts";
 
 /** A text to generate. Its callbacks run between two steps and must be quick. */
 export interface Job {
@@ -45,12 +46,15 @@ export class Scheduler implements Disposable {
 
   /**
    * Takes all of the jobs, or none.
-   * @throws QueueFullError when they would have to wait and the queue has no room for them
+   * @throws RequestError when there is never room for so many; QueueFullError when they would have to wait and the queue has no room for them
    */
   submit(jobs: Job[]): void {
     if (this.#isOver) throw new QueueFullError("the server is stopping");
     const { slots, queue } = this.limits;
     const waiting = this.running + this.waiting + jobs.length - slots;
+    if (jobs.length > slots + queue) {
+      throw new RequestError(400, `${jobs.length} texts are more than the ${slots + queue} that fit here at once`);
+    }
     if (waiting > queue) {
       throw new QueueFullError(`${this.running} texts are being generated and ${this.waiting} wait: no room for more`);
     }

@@ -2,6 +2,11 @@
 
 import { displayWidth, padEnd, padStart, plainStyle, type Style } from "./style.ts";
 
+/** A word of a command line as a shell takes it: quoted where it holds blanks or anything else that means something. */
+export function shellWord(text: string): string {
+  return /^[\p{L}\p{N}_./:@%+,=-]+$/u.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`;
+}
+
 /** Seconds → `0.4s`, `42s`, `2m 05s`, `1h 03m`, `2d 04h`: two units at most. */
 export function formatDuration(seconds: number): string {
   if (!Number.isFinite(seconds) || seconds < 0) return "?";

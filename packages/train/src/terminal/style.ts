@@ -54,6 +54,18 @@ export function padStart(text: string, width: number): string {
   return " ".repeat(Math.max(0, width - displayWidth(text))) + text;
 }
 
+/**
+ * What a model writes, for a terminal: its control characters would move the cursor, ring or recolour, so their pictures
+ * stand for them.
+ */
+export function visible(text: string): string {
+  // oxlint-disable-next-line no-control-regex
+  return text.replace(/\r/g, "").replace(/[\0-\x08\x0b-\x1f\x7f-\x9f]/g, (control) => {
+    const code = control.charCodeAt(0);
+    return code < 0x20 ? String.fromCharCode(0x2400 + code) : code === 0x7f ? "\u2421" : "\ufffd";
+  });
+}
+
 /** Breaks a text at spaces into lines of at most `width` columns; a longer word keeps a line to itself. */
 export function wrap(text: string, width: number): string[] {
   const lines: string[] = [];
