@@ -228,41 +228,46 @@ export class PieceEncoder {
   /** A piece that is not in the cache of short ones. */
   #encodeRare(bytes: Uint8Array, view: DataView, start: number, end: number, ids: Int32Array, n: number): number {
     const length = end - start;
-    if (length > LONG || length < 4) return this.#encodeUncached(bytes, start, end, ids, n);
-    const hash = hashBytes(view, start, length);
+    const cached = length >= 4 && length <= LONG;
+    const hash = cached ? hashBytes(view, start, length) : 0;
     const slot = (hash >>> (32 - LONG_SLOTS_BITS)) << 2;
     const table = this.#long;
-    const store = this.#store;
-    const words = (length + 3) >> 2;
-    if (table[slot] === hash && table[slot + 1] === length) {
-      const at = table[slot + 2];
-      let i = 0;
-      while (i < words - 1 && store[at + i] === view.getInt32(start + 4 * i, true)) i++;
-      if (i === words - 1 && store[at + i] === view.getInt32(end - 4, true)) {
-        const first = at + words;
+    if (cached && table[slot] === hash && table[slot + 1] === length) {
+      const store = this.#store;
+      let at = table[slot + 2];
+      let p = start;
+      for (; p < end - 4 && store[at] === view.getInt32(p, true); p += 4) at++;
+      if (p >= end - 4 && store[at] === view.getInt32(end - 4, true)) {
         const count = table[slot + 3];
-        for (let j = 0; j < count; j++) ids[n + j] = store[first + j];
-        return n + count;
+        for (let j = 1; j <= count; j++) ids[n++] = store[at + j];
+        return n;
       }
     }
-    const before = n;
-    n = this.#encodeUncached(bytes, start, end, ids, n);
-    const count = n - before;
-    if (length <= SHORT && count <= SHORT_IDS) return n; // goes to the other cache
-    if (this.#storeEnd + words + count > STORE) {
+    const after = this.#encodeUncached(bytes, start, end, ids, n); // once only: the compiler puts it here
+    if (!cached || (length <= SHORT && after - n <= SHORT_IDS)) return after; // too long or short, or for the other cache
+    this.#keep(view, start, end, ids, n, after, hash);
+    return after;
+  }
+
+  /** Enters the piece and its ids `ids[n, after)` into the cache of long ones. */
+  #keep(view: DataView, start: number, end: number, ids: Int32Array, n: number, after: number, hash: number): void {
+    const length = end - start;
+    const table = this.#long;
+    const store = this.#store;
+    if (this.#storeEnd + length + after - n > STORE) {
       table.fill(0);
       this.#storeEnd = 0;
     }
-    const at = this.#storeEnd;
+    let at = this.#storeEnd;
+    const slot = (hash >>> (32 - LONG_SLOTS_BITS)) << 2;
     table[slot] = hash;
     table[slot + 1] = length;
     table[slot + 2] = at;
-    table[slot + 3] = count;
-    for (let i = 0; i < words - 1; i++) store[at + i] = view.getInt32(start + 4 * i, true);
-    store[at + words - 1] = view.getInt32(end - 4, true);
-    for (let j = 0; j < count; j++) store[at + words + j] = ids[before + j];
-    this.#storeEnd = at + words + count;
-    return n;
+    table[slot + 3] = after - n;
+    for (let p = start; p < end - 4; p += 4) store[at++] = view.getInt32(p, true);
+    store[at++] = view.getInt32(end - 4, true);
+    while (n < after) store[at++] = ids[n++];
+    this.#storeEnd = at;
   }
 
   #encodeUncached(bytes: Uint8Array, start: number, end: number, ids: Int32Array, n: number): number {
@@ -313,8 +318,12 @@ export class PieceEncoder {
       next[at] = after;
       previous[after] = at;
       keys[right] = NO_KEY;
-      keys[at] = after > last ? NO_KEY : (vocabulary.rankOf(id, ids[after]) << PLACE_BITS) | at;
-      if (before >= 0) keys[before] = (vocabulary.rankOf(ids[before], id) << PLACE_BITS) | before;
+      keys[at] = NO_KEY;
+      // the pairs on both sides are new: in a loop, as the look-up is compiled into each place where it is written
+      for (let i = before < 0 ? at : before, j = next[i]; j <= last; i = at, j = next[at]) {
+        keys[i] = (vocabulary.rankOf(ids[i], ids[j]) << PLACE_BITS) | i;
+        if (i === at) break;
+      }
     }
     for (let i = 0; i <= last; i = next[i]) out[n++] = ids[i];
     return n;

@@ -29,9 +29,14 @@ function forChunks({ path, start, end }: FilePart, use: (chunk: Uint8Array) => v
   }
 }
 
-/** The tokenizer of which a structured clone has the tables, for a thread of its own; nothing is built again. */
+/**
+ * The tokenizer of these tables, or of their structured clone, for a thread of its own; nothing is built again. In the
+ * thread that has the vocabulary it is that one: a copy would be of another shape to the compiler, and all compiled anew.
+ */
 export function cloneTokenizer(tables: TokenizerTables): Tokenizer {
-  const vocabulary = Object.assign(Object.create(Vocabulary.prototype) as Vocabulary, tables.vocabulary);
+  const given = tables.vocabulary;
+  const vocabulary =
+    given instanceof Vocabulary ? given : Object.assign(Object.create(Vocabulary.prototype) as Vocabulary, given);
   return new Tokenizer({ ...tables, vocab: new Map(), merges: [] }, { vocabulary, touch: true });
 }
 
