@@ -25,6 +25,10 @@ const STORE = 1 << 21;
 /** Longer pieces go to the LongMerger: searching the lowest rank again each time is quadratic. */
 const PLACE_BITS = 7;
 const MAX_LINEAR = 1 << PLACE_BITS;
+/** Behind the keys in `#work`. */
+const IDS = MAX_LINEAR;
+const NEXT = 2 * MAX_LINEAR;
+const PREVIOUS = 3 * MAX_LINEAR;
 const NO_KEY = (NO_RANK << PLACE_BITS) | (MAX_LINEAR - 1);
 
 const FIRST_BLOCK = 1 << 12;
@@ -111,11 +115,8 @@ export class PieceEncoder {
   /** Where the ids of the last `#encodeFrequent` end. */
   #end = 0;
 
-  // the tokens of a piece, by the place of their first byte; see #mergeLinear
-  readonly #ids = new Int32Array(MAX_LINEAR);
-  readonly #keys = new Int32Array(MAX_LINEAR);
-  readonly #next = new Int32Array(MAX_LINEAR);
-  readonly #previous = new Int32Array(MAX_LINEAR + 1);
+  /** The tokens of a piece, by the place of their first byte; see #mergeLinear. One array is less to compile than four. */
+  readonly #work = new Int32Array(4 * MAX_LINEAR + 1);
   #longMerger: LongMerger | undefined;
   readonly #merge: PieceMerge | undefined;
 
@@ -134,13 +135,15 @@ export class PieceEncoder {
   encode(bytes: Uint8Array, view: DataView, start: number, ends: Int32Array, count: number, out: IdBuffer): void {
     out.reserve(ends[count - 1] - start + SHORT_IDS); // never more ids than bytes
     let n = out.length;
-    for (let i = 0; ; i++) {
+    for (let i = 0; ;) {
       i = this.#encodeFrequent(view, start, ends, i, count, out.ids, n);
       n = this.#end;
       if (i === count) break;
       if (i > 0) start = ends[i - 1];
-      n = this.#encodeOther(bytes, view, start, ends[i], out.ids, n);
-      start = ends[i];
+      const after = this.#encodeOther(bytes, view, start, ends[i], out.ids, n);
+      if (after < 0) continue;
+      n = after;
+      start = ends[i++];
     }
     out.length = n;
   }
@@ -188,7 +191,7 @@ export class PieceEncoder {
     return i;
   }
 
-  /** Any other piece. */
+  /** Any other piece; one that is the second of its set becomes the first instead, for #encodeFrequent, and -1 says so. */
   #encodeOther(bytes: Uint8Array, view: DataView, start: number, end: number, ids: Int32Array, n: number): number {
     const length = end - start;
     if (length > SHORT) return this.#encodeRare(bytes, view, start, end, ids, n);
@@ -210,56 +213,44 @@ export class PieceEncoder {
         table[j - 8] = table[j];
         table[j] = other;
       }
-      for (let j = slot - 4; j < slot; j++) ids[n + j - slot + 4] = table[j];
-      return n + (table[slot - 5] >>> COUNT_SHIFT);
+      return -1;
     }
-    const before = n;
-    n = this.#encodeRare(bytes, view, start, end, ids, n);
-    const count = n - before;
-    if (count > SHORT_IDS) return n;
+    const after = this.#encodeRare(bytes, view, start, end, ids, n);
+    const count = after - n;
+    if (count > SHORT_IDS) return after;
     table[slot] = w0;
     table[slot + 1] = w1;
     table[slot + 2] = w2;
     table[slot + 3] = w3 | (count << COUNT_SHIFT);
-    for (let j = 0; j < count; j++) table[slot + 4 + j] = ids[before + j];
-    return n;
+    for (let j = 0; j < count; j++) table[slot + 4 + j] = ids[n + j];
+    return after;
   }
 
   /** A piece that is not in the cache of short ones. */
   #encodeRare(bytes: Uint8Array, view: DataView, start: number, end: number, ids: Int32Array, n: number): number {
     const length = end - start;
-    const cached = length >= 4 && length <= LONG;
-    const hash = cached ? hashBytes(view, start, length) : 0;
+    const hash = length < 4 || length > LONG ? 0 : hashBytes(view, start, length); // no entry has such a length
     const slot = (hash >>> (32 - LONG_SLOTS_BITS)) << 2;
     const table = this.#long;
-    if (cached && table[slot] === hash && table[slot + 1] === length) {
-      const store = this.#store;
+    const store = this.#store;
+    if (table[slot] === hash && table[slot + 1] === length) {
       let at = table[slot + 2];
       let p = start;
       for (; p < end - 4 && store[at] === view.getInt32(p, true); p += 4) at++;
       if (p >= end - 4 && store[at] === view.getInt32(end - 4, true)) {
-        const count = table[slot + 3];
-        for (let j = 1; j <= count; j++) ids[n++] = store[at + j];
+        const last = at + table[slot + 3];
+        while (at < last) ids[n++] = store[++at];
         return n;
       }
     }
-    const after = this.#encodeUncached(bytes, start, end, ids, n); // once only: the compiler puts it here
-    if (!cached || (length <= SHORT && after - n <= SHORT_IDS)) return after; // too long or short, or for the other cache
-    this.#keep(view, start, end, ids, n, after, hash);
-    return after;
-  }
-
-  /** Enters the piece and its ids `ids[n, after)` into the cache of long ones. */
-  #keep(view: DataView, start: number, end: number, ids: Int32Array, n: number, after: number, hash: number): void {
-    const length = end - start;
-    const table = this.#long;
-    const store = this.#store;
+    const after = this.#encodeUncached(bytes, start, end, ids, n); // in one place only: it is compiled into each
+    // what is shorter goes to the other cache
+    if (length > LONG || length <= (after - n > SHORT_IDS ? 3 : SHORT)) return after;
     if (this.#storeEnd + length + after - n > STORE) {
       table.fill(0);
       this.#storeEnd = 0;
     }
     let at = this.#storeEnd;
-    const slot = (hash >>> (32 - LONG_SLOTS_BITS)) << 2;
     table[slot] = hash;
     table[slot + 1] = length;
     table[slot + 2] = at;
@@ -268,6 +259,7 @@ export class PieceEncoder {
     store[at++] = view.getInt32(end - 4, true);
     while (n < after) store[at++] = ids[n++];
     this.#storeEnd = at;
+    return after;
   }
 
   #encodeUncached(bytes: Uint8Array, start: number, end: number, ids: Int32Array, n: number): number {
@@ -291,41 +283,37 @@ export class PieceEncoder {
   #mergeLinear(bytes: Uint8Array, start: number, end: number, out: Int32Array, n: number): number {
     const vocabulary = this.#vocabulary;
     const { byteIds, byteRanks, merges } = vocabulary;
-    const ids = this.#ids;
-    const keys = this.#keys;
-    const next = this.#next;
-    const previous = this.#previous;
+    const work = this.#work;
     const last = end - start - 1;
     for (let i = 0; i <= last; i++) {
-      ids[i] = byteIds[bytes[start + i]];
-      next[i] = i + 1;
-      previous[i] = i - 1;
-    }
-    for (let i = 0; i < last; i++) {
-      keys[i] = (byteRanks[(bytes[start + i] << 8) | bytes[start + i + 1]] << PLACE_BITS) | i;
+      const left = bytes[start + i];
+      // behind the last one is what is never read
+      work[i] = (byteRanks[(left << 8) | bytes[start + i + 1]] << PLACE_BITS) | i;
+      work[IDS + i] = byteIds[left];
+      work[NEXT + i] = i + 1;
+      work[PREVIOUS + i] = i - 1;
     }
     for (;;) {
       let best = NO_KEY;
-      for (let i = 0; i < last; i++) best = Math.min(best, keys[i]);
+      for (let i = 0; i < last; i++) best = Math.min(best, work[i]);
       const rank = best >> PLACE_BITS;
       if (rank === NO_RANK) break;
       const at = best & (MAX_LINEAR - 1);
-      const right = next[at];
-      const after = next[right];
-      const before = previous[at];
-      const id = merges[3 * rank + 2];
-      ids[at] = id;
-      next[at] = after;
-      previous[after] = at;
-      keys[right] = NO_KEY;
-      keys[at] = NO_KEY;
+      const right = work[NEXT + at];
+      const after = work[NEXT + right];
+      work[IDS + at] = merges[3 * rank + 2];
+      work[NEXT + at] = after;
+      work[PREVIOUS + after] = at;
+      work[right] = NO_KEY;
+      work[at] = NO_KEY;
+      const before = work[PREVIOUS + at];
       // the pairs on both sides are new: in a loop, as the look-up is compiled into each place where it is written
-      for (let i = before < 0 ? at : before, j = next[i]; j <= last; i = at, j = next[at]) {
-        keys[i] = (vocabulary.rankOf(ids[i], ids[j]) << PLACE_BITS) | i;
+      for (let i = before < 0 ? at : before, j = work[NEXT + i]; j <= last; i = at, j = after) {
+        work[i] = (vocabulary.rankOf(work[IDS + i], work[IDS + j]) << PLACE_BITS) | i;
         if (i === at) break;
       }
     }
-    for (let i = 0; i <= last; i = next[i]) out[n++] = ids[i];
+    for (let i = 0; i <= last; i = work[NEXT + i]) out[n++] = work[IDS + i];
     return n;
   }
 }
