@@ -52,14 +52,9 @@ interface Joined {
   next: number;
 }
 
-/** A list with an index: what is iterable only is copied. */
+/** A list with an index: what is iterable only is copied. One id alone is neither, and an error. */
 function asList(ids: Iterable<number>): ArrayLike<number> {
-  // One id alone, as in `decode(5)`, would be no list and so no text.
-  if (typeof (ids as Partial<Iterable<number>> | null | undefined)?.[Symbol.iterator] !== "function") {
-    const kind = ids === null ? "null" : typeof ids;
-    throw new TokenizerError(`ids is ${kind}: use an array of ids, or anything that can be iterated over`);
-  }
-  return ArrayBuffer.isView(ids) || Array.isArray(ids) ? (ids as unknown as ArrayLike<number>) : Array.from(ids);
+  return ArrayBuffer.isView(ids) || Array.isArray(ids) ? (ids as unknown as ArrayLike<number>) : [...ids];
 }
 
 /**

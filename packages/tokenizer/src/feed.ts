@@ -73,7 +73,7 @@ export class TextFeed implements Feed {
   push(chunk: string | Uint8Array): void {
     if (typeof chunk === "string") this.#pushString(chunk);
     else if (chunk instanceof Uint8Array) this.#pushBytes(chunk);
-    else throw notText(chunk);
+    else throw new TokenizerError(`text is ${chunk === null ? "null" : typeof chunk}: use strings or Uint8Arrays`);
   }
 
   finish(): void {
@@ -216,8 +216,4 @@ export class TextFeed implements Feed {
     }
     return start;
   }
-}
-
-export function notText(value: unknown): TokenizerError {
-  return new TokenizerError(`text is ${value === null ? "null" : typeof value}: use strings or Uint8Arrays`);
 }

@@ -4,7 +4,7 @@
 import { TokenizerError } from "./errors.ts";
 import { checkId, decodeIdsToBytes, decodeIdsToText, StreamingDecoder } from "./decoder.ts";
 import { EncodingSink, type IdArray, PieceEncoder, type PieceMerge } from "./encoder.ts";
-import { type Feed, notText } from "./feed.ts";
+import type { Feed } from "./feed.ts";
 import { ContentHash } from "./hash.ts";
 import { optionsFromJson, parseJson, vocabularyToJson } from "./json.ts";
 import { NFC } from "./nfc.ts";
@@ -419,12 +419,12 @@ export class Tokenizer {
 
   /** Number of ids of a text; where there are more than `limit`, some number greater than that. */
   #countUpTo(text: TextChunk, limit: number, options: SpecialOptions | undefined): number {
-    if (typeof text !== "string" && !(text instanceof Uint8Array)) throw notText(text);
     const feed = this.#feedFor(text, options);
     const { out } = this.#sink;
     feed.reset();
     out.clear();
     let count = 0;
+    if (!text?.length) feed.push(text); // it refuses what is no text, which the loop would take for an empty one
     for (let i = 0; i < text.length && count <= limit; i += STEP) {
       feed.push(typeof text === "string" ? text.substring(i, i + STEP) : text.subarray(i, i + STEP));
       count += out.total;
