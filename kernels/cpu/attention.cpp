@@ -2,10 +2,10 @@
 // over the blocks of keys that it may see with a running maximum and sum per query, and the T x T scores exist one tile
 // at a time. Generation with a cache is the same walk over cached keys.
 //
-// A tile of scores is computed transposed, [keys, queries]. So each vector holds one key's scores for LANES queries:
-// maxima and sums over keys need no operation across lanes, and the tile of weights is already laid out as the weighted
-// sum of values wants it (summed index, the keys, first). On the diagonal, strips of the tile above it are skipped and
-// the rest masked.
+// Tiles of scores and sums are computed transposed, [keys, queries] and [head_dim, queries]. So each vector holds what
+// belongs to LANES queries: maxima, sums over keys and corrections need no operation across lanes, and the tile of weights
+// is already laid out as the weighted sum of values wants it (summed index, the keys, first). On the diagonal, strips of
+// the tile above it are skipped and the rest masked.
 //
 // A unit of work is a block of queries of one (sequence, head), and units go to threads in contiguous runs of about
 // equal cost. A thread rotates and transposes the keys of a head once and keeps them, as far as its scratch reaches,
@@ -38,7 +38,7 @@ class Worker {
     const int64_t start = p.start(sequence) + first;
     const Rotation rotation = {p.q_rope, p.positions ? p.positions + row : nullptr, start};
     load_tile(count, p.dim, width, p.q + row * p.q_stride + head * p.dim, p.q_stride, rotation, p.scale, rows);
-    transpose_tile(round_up(count, LANES), width, rows, width, queries);
+    transpose_tile(round_up(count, LANES), width, rows, width, queries, BLOCK);
     softmax.reset();
 
     const int64_t keys = start + count;
@@ -48,7 +48,7 @@ class Worker {
       add_block(count, smaller(BLOCK, keys - key), start - key, tile, tile + BLOCK * width, key > 0);
     }
 
-    write_output(p, softmax, sequence, head, first, count, sums, width);
+    write_output(p, softmax, sequence, head, first, count, sums);
   }
 
  private:
@@ -62,7 +62,7 @@ class Worker {
     const int64_t offset = (p.slot(sequence) * p.kv_rows + first) * p.kv_stride + kv_head * p.dim;
     const int32_t* positions = p.positions ? p.positions + sequence * p.queries + first : nullptr;
     load_tile(count, p.dim, width, p.k + offset, p.kv_stride, {p.k_rope, positions, first}, 1, rows);
-    transpose_tile(round_up(count, LANES), width, rows, width, slot);
+    transpose_tile(round_up(count, LANES), width, rows, width, slot, BLOCK);
     load_tile(count, p.dim, width, p.v + offset, p.kv_stride, {}, 1, slot + BLOCK * width);
     return slot;
   }
@@ -71,19 +71,26 @@ class Worker {
   void add_block(int64_t count, int64_t keys, int64_t ahead, const float* transposed_keys, const float* values,
                  bool accumulate) {
     const int64_t columns = round_up(count, LANES);
-    for (int64_t r = 0; r < keys; r += MR)
-      for (int64_t c = 0; c < columns; c += NR)
-        if (r <= ahead + c + NR - 1)
-          tile(smaller(MR, keys - r), smaller(NR, columns - c), p.dim, transposed_keys + r, BLOCK, queries + c, BLOCK,
-               scores + r * BLOCK + c, BLOCK, false);
+    for (int64_t r = 0; r < keys; r += MR) {
+      // The vector of the first query that sees a key of the strip.
+      const int64_t first = larger(0, r - ahead) / LANES * LANES;
+      multiply_tiles(smaller(MR, keys - r), columns - first, p.dim, transposed_keys + r, BLOCK, queries + first, BLOCK,
+                     scores + r * BLOCK + first, BLOCK, false);
+    }
 
-    if (softmax.weigh(count, keys, ahead, scores, scores) && accumulate) softmax.correct(count, width, sums);
+    const auto put = [this](int64_t key, int64_t query, Vector first, Vector second) {
+      store(scores + key * BLOCK + query, first);
+      store(scores + (key + 1) * BLOCK + query, second);
+    };
+    if (softmax.weigh(count, keys, ahead, scores, round_up(keys, 2), put) && accumulate)
+      softmax.correct(count, p.dim, sums);
 
-    for (int64_t i = 0; i < count; i += MR) {
-      const int64_t strip = smaller(MR, count - i);
-      const int64_t seen = smaller(keys, ahead + i + strip);
+    // On the diagonal, in narrower tiles.
+    const int64_t step = ahead + 1 < keys ? smaller(NR, 16) : NR;
+    for (int64_t c = 0; c < columns; c += step) {
+      const int64_t seen = smaller(keys, ahead + c + step);
       if (seen > 0)
-        multiply_tiles(strip, width, seen, scores + i, BLOCK, values, width, sums + i * width, width, accumulate);
+        multiply_tiles(p.dim, smaller(step, columns - c), seen, values, width, scores + c, BLOCK, sums + c, BLOCK, accumulate);
     }
   }
 

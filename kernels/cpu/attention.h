@@ -26,11 +26,21 @@ struct Rotation {
   Rotation from(int64_t rows) const { return {table, positions ? positions + rows : nullptr, first + rows}; }
 };
 
+// Fetches what the next head has where `rows` rows of this one are about to be read, into the second-level cache: each row
+// lies in another page, so that no hardware sees them coming. (Past the last head that is harmless.)
+template <typename T>
+inline void prefetch_next_head(int64_t rows, int64_t dim, const T* row, int64_t stride) {
+  constexpr int64_t LINE = 64 / sizeof(T);
+  for (int64_t r = 0; r < rows; r++, row += stride)
+    for (int64_t c = 0; c < dim; c += LINE) __builtin_prefetch(row + dim + c, 0, 2);
+}
+
 // Loads `rows` rows of dim elements, rotated and times `factor`, into tile [rows rounded up to LANES, width], zeros in
 // the padding.
 template <typename T>
 inline void load_tile(int64_t rows, int64_t dim, int64_t width, const T* from, int64_t stride, Rotation rotation,
                       float factor, float* tile) {
+  prefetch_next_head(rows, dim, from, stride);
   for (int64_t r = 0; r < rows; r++, from += stride, tile += width) {
     if (dim < width) store(tile + width - LANES, Vector{});
     if (rotation.table) {
@@ -44,15 +54,16 @@ inline void load_tile(int64_t rows, int64_t dim, int64_t width, const T* from, i
   for (int64_t i = 0; i < (round_up(rows, LANES) - rows) * width; i += LANES) store(tile + i, Vector{});
 }
 
-// to [columns, BLOCK] = the transpose of from [rows, columns] with row stride `stride`, where rows and columns are
+// to [columns, rows] = the transpose of from [rows, columns], each with its row stride, where rows and columns are
 // multiples of LANES.
-inline void transpose_tile(int64_t rows, int64_t columns, const float* from, int64_t stride, float* to) {
+inline void transpose_tile(int64_t rows, int64_t columns, const float* from, int64_t stride, float* to,
+                           int64_t to_stride) {
   for (int64_t c = 0; c < columns; c += LANES)
     for (int64_t r = 0; r < rows; r += LANES) {
       Vector block[LANES];
       MANTOU_UNROLL for (int i = 0; i < LANES; i++) block[i] = load(from + (r + i) * stride + c);
       transpose(block);
-      MANTOU_UNROLL for (int i = 0; i < LANES; i++) store(to + (c + i) * BLOCK + r, block[i]);
+      MANTOU_UNROLL for (int i = 0; i < LANES; i++) store(to + (c + i) * to_stride + r, block[i]);
     }
 }
 
@@ -129,7 +140,8 @@ constexpr IntVector lane_numbers(std::integer_sequence<int, I...>) {
 
 constexpr IntVector LANE = lane_numbers(std::make_integer_sequence<int, LANES>());
 
-// Softmax over keys that come in blocks: the running maximum and sum of up to BLOCK queries.
+// Softmax over keys that come in blocks: the running maximum and sum of up to BLOCK queries. Scores are [keys, BLOCK] and
+// weighted sums [head_dim, BLOCK], so that a vector holds what belongs to LANES queries.
 class RunningSoftmax {
  public:
   float maxima[BLOCK], totals[BLOCK];
@@ -138,25 +150,30 @@ class RunningSoftmax {
     for (int64_t i = 0; i < BLOCK; i++) maxima[i] = -INFINITY, totals[i] = 0;
   }
 
-  // Turns scores [keys, BLOCK] of `count` queries into weights exp(score - maximum), 0 where the key lies past the
-  // query: query i sees keys 0 .. ahead + i. The two may be one. Whether earlier sums are to be corrected.
-  template <typename T>
-  bool weigh(int64_t count, int64_t keys, int64_t ahead, const float* scores, T* weights) {
+  // Turns scores of `count` queries into weights exp(score - maximum), 0 where the key lies past the query: query i sees
+  // keys 0 .. ahead + i. put(key, query, first, second) receives those of two keys and LANES queries, up to `rows` keys,
+  // an even number; the scores of both have been read by then. Whether earlier sums are to be corrected.
+  template <typename Put>
+  bool weigh(int64_t count, int64_t keys, int64_t ahead, const float* scores, int64_t rows, const Put& put) {
     bool corrected = false;
-    for (int64_t c = 0; c < count; c += LANES) corrected |= weigh_column(c, keys, ahead + c, scores + c, weights + c);
+    for (int64_t c = 0; c < count; c += LANES)
+      corrected |= weigh_column(c, keys, ahead + c, scores + c, rows,
+                                [&](int64_t key, Vector first, Vector second) { put(key, c, first, second); });
     return corrected;
   }
 
-  // Earlier sums [count, width], as of the present maxima.
-  void correct(int64_t count, int64_t width, float* sums) const {
-    for (int64_t i = 0; i < count; i++, sums += width)
-      for (int64_t c = 0; c < width; c += LANES) store(sums + c, load(sums + c) * corrections[i]);
+  // Earlier sums, as of the present maxima.
+  void correct(int64_t count, int64_t dim, float* sums) const {
+    for (int64_t c = 0; c < count; c += LANES) {
+      const Vector correction = load(corrections + c);
+      for (int64_t d = 0; d < dim; d++) store(sums + d * BLOCK + c, load(sums + d * BLOCK + c) * correction);
+    }
   }
 
  private:
   // The LANES queries from c on.
-  template <typename T>
-  bool weigh_column(int64_t c, int64_t keys, int64_t ahead, const float* column, T* weights) {
+  template <typename Put>
+  bool weigh_column(int64_t c, int64_t keys, int64_t ahead, const float* column, int64_t rows, const Put& put) {
     // Keys that all of the queries see, and keys that any of them sees.
     const int64_t all = larger(0, smaller(keys, ahead + 1));
     const int64_t any = larger(0, smaller(keys, ahead + LANES));
@@ -168,17 +185,20 @@ class RunningSoftmax {
       most = maximum(seen(key) ? load(column + key * BLOCK) : splat(-INFINITY), most);
 
     Vector total{};
-    for (int64_t key = 0; key < all; key++) {
-      const Vector weight = exp(load(column + key * BLOCK) - most);
-      store(weights + key * BLOCK, weight);
-      total += weight;
+    int64_t key = 0;
+    for (; key + 2 <= all; key += 2) {
+      const Vector first = exp(load(column + key * BLOCK) - most);
+      const Vector second = exp(load(column + (key + 1) * BLOCK) - most);
+      put(key, first, second);
+      total += first + second;
     }
-    for (int64_t key = all; key < any; key++) {
-      const Vector weight = seen(key) ? exp(load(column + key * BLOCK) - most) : Vector{};
-      store(weights + key * BLOCK, weight);
-      total += weight;
+    for (; key < any; key += 2) {
+      const Vector first = seen(key) ? exp(load(column + key * BLOCK) - most) : Vector{};
+      const Vector second = seen(key + 1) ? exp(load(column + (key + 1) * BLOCK) - most) : Vector{};
+      put(key, first, second);
+      total += first + second;
     }
-    for (int64_t key = any; key < keys; key++) store(weights + key * BLOCK, Vector{});
+    for (; key < rows; key += 2) put(key, Vector{}, Vector{});
 
     const Vector correction = exp(before - most);
     store(corrections + c, correction);
@@ -192,14 +212,22 @@ class RunningSoftmax {
   float corrections[BLOCK];
 };
 
-// Writes the rows of output and lse that belong to queries [first, first + count) of a head from sums [count, width].
+// Writes the rows of output and lse that belong to queries [first, first + count) of a head from sums [head_dim rounded
+// up to LANES, BLOCK].
 template <typename T>
 inline void write_output(const Attention<T>& p, const RunningSoftmax& softmax, int64_t sequence, int64_t head,
-                         int64_t first, int64_t count, const float* sums, int64_t width) {
+                         int64_t first, int64_t count, const float* sums) {
+  const int64_t stride = p.heads * p.dim;
   T* to = p.output + ((sequence * p.queries + first) * p.heads + head) * p.dim;
-  for (int64_t i = 0; i < count; i++, to += p.heads * p.dim, sums += width) {
-    const float factor = 1 / softmax.totals[i];
-    for_vectors(p.dim, [&](int64_t c, auto part) { store(to + c, load(sums + c) * factor, part); });
+  for (int64_t i = 0; i < count; i += LANES, to += LANES * stride, sums += LANES) {
+    const int64_t rows = smaller(LANES, count - i);
+    const Vector factor = 1.0f / load(softmax.totals + i);
+    for_vectors(p.dim, [&](int64_t c, auto part) {
+      Vector block[LANES];
+      MANTOU_UNROLL for (int d = 0; d < LANES; d++) block[d] = load(sums + (c + d) * BLOCK) * factor;
+      transpose(block);
+      for (int64_t r = 0; r < rows; r++) store(to + r * stride + c, block[r], part);
+    });
   }
   if (!p.lse) return;
   for (int64_t i = 0; i < count; i++)
@@ -224,10 +252,8 @@ struct AttentionBackward {
   const T* output;
   const float* lse;
   T *dq, *dk, *dv;
-  float* delta;  // [batch, heads, length]
-  // Where dq grows: [batch * length, sum_stride]. dq itself, if that is float32.
-  float* dq_sum;
-  int64_t sum_stride;
+  float* delta;   // [batch, heads, length]
+  float* dq_sum;  // where dq grows: [batch, heads, length, dim]
 
   Rotation rotation(int64_t row) const { return {rope, positions ? positions + row : nullptr, row % length}; }
   Rotation rotation_on_load(int64_t row) const { return rotated ? Rotation{} : rotation(row); }
@@ -255,6 +281,7 @@ struct AttentionBackward {
   void write_delta(int64_t sequence, int64_t head, int64_t query, int64_t count) const {
     float* const to = delta + (sequence * heads + head) * length + query;
     const int64_t stride = heads * dim, offset = (sequence * length + query) * stride + head * dim;
+    prefetch_next_head(count, dim, output + offset, stride);
     for (int64_t r = 0; r < count; r++) {
       Vector sum{};
       for_vectors(dim, [&](int64_t c, auto part) {
@@ -271,23 +298,6 @@ struct AttentionBackward {
     });
   }
 };
-
-// A row of scores becomes weights exp(score - lse), and dweights become dscores; both 0 from key `seen` on. The results
-// may lie where the scores do.
-template <typename T>
-inline void differentiate(int64_t seen, int64_t columns, float lse, float delta, const float* score, const float* dscore,
-                          T* weights, T* dscores) {
-  for_vectors(seen, [&](int64_t c, auto part) {
-    const Vector weight = exp(load(score + c, part, -INFINITY) - lse);
-    const Vector change = load(dscore + c, part) - delta;
-    store(weights + c, weight);
-    store(dscores + c, weight * change);
-  });
-  for (int64_t c = round_up(seen, LANES); c < columns; c += LANES) {
-    store(weights + c, Vector{});
-    store(dscores + c, Vector{});
-  }
-}
 
 }
 }  // namespace mantou

@@ -22,6 +22,20 @@ struct Queries {
   const float *transposed, *rows, *transposed_doutput, *doutput;
 };
 
+// A row of scores becomes weights exp(score - lse), and dweights become dscores; both 0 from key `seen` on.
+inline void differentiate(int64_t seen, int64_t columns, float lse, float delta, float* scores, float* dscores) {
+  for_vectors(seen, [&](int64_t c, auto part) {
+    const Vector weight = exp(load(scores + c, part, -INFINITY) - lse);
+    const Vector change = load(dscores + c, part) - delta;
+    store(scores + c, weight);
+    store(dscores + c, weight * change);
+  });
+  for (int64_t c = round_up(seen, LANES); c < columns; c += LANES) {
+    store(scores + c, Vector{});
+    store(dscores + c, Vector{});
+  }
+}
+
 template <typename T>
 class Worker {
  public:
@@ -29,8 +43,7 @@ class Worker {
     const int64_t size = BLOCK * width;
     weights = scratch;
     dscores = weights + BLOCK * BLOCK;
-    transposed_dscores = dscores + BLOCK * BLOCK;
-    rows = transposed_dscores + BLOCK * BLOCK;
+    rows = dscores + BLOCK * BLOCK;
     keys = rows + size;
     transposed_keys = keys + size;
     transposed_values = transposed_keys + size;
@@ -54,9 +67,9 @@ class Worker {
     const int64_t row = sequence * p.length + key;
     const int64_t offset = row * p.kv_stride + kv_head * p.dim;
     load_tile(count, p.dim, width, p.v + offset, p.kv_stride, {}, 1, rows);
-    transpose_tile(padded, width, rows, width, transposed_values);
+    transpose_tile(padded, width, rows, width, transposed_values, BLOCK);
     load_tile(count, p.dim, width, p.k + offset, p.kv_stride, p.rotation_on_load(row), 1, keys);
-    transpose_tile(padded, width, keys, width, transposed_keys);
+    transpose_tile(padded, width, keys, width, transposed_keys, BLOCK);
     // By rows the keys serve dQ alone, which wants the scale.
     for (int64_t i = 0; i < count * width; i += LANES) store(keys + i, load(keys + i) * p.scale);
 
@@ -85,8 +98,7 @@ class Worker {
     const int64_t statistics = (sequence * p.heads + head) * p.length + query;
     for (int64_t r = 0; r < queries; r++)
       differentiate(diagonal ? r + 1 : count, columns, p.lse[statistics + r], p.delta[statistics + r],
-                    weights + r * BLOCK, dscores + r * BLOCK, weights + r * BLOCK, dscores + r * BLOCK);
-    transpose_tile(round_up(queries, LANES), columns, dscores, BLOCK, transposed_dscores);
+                    weights + r * BLOCK, dscores + r * BLOCK);
 
     for (int64_t r = 0; r < count; r += MR) {
       const int64_t strip = smaller(MR, count - r);
@@ -98,18 +110,19 @@ class Worker {
     }
 
     const int64_t row = sequence * p.length + query;
-    float* const dq = p.dq_sum + row * p.sum_stride + head * p.dim;
+    float* const dq = p.dq_sum + statistics * p.dim;
     for (int64_t r = 0; r < queries; r += MR) {
-      const int64_t strip = smaller(MR, queries - r);
-      multiply_tiles(strip, p.dim, diagonal ? smaller(count, r + strip) : count, transposed_dscores + r, BLOCK, keys,
-                     width, dq + r * p.sum_stride, p.sum_stride, key > 0);
+      const int64_t strip = smaller(MR, queries - r), seen = diagonal ? smaller(count, r + strip) : count;
+      for (int64_t c = 0; c < p.dim; c += NR)
+        tile<true>(strip, smaller(NR, p.dim - c), seen, dscores + r * BLOCK, BLOCK, keys + c, width, dq + r * p.dim + c,
+                   p.dim, key > 0);
     }
     if (!diagonal) return;
     T* const to = p.dq + row * p.q_stride + head * p.dim;
     for (int64_t r = 0; r < queries; r++) {
-      const float* const sum = dq + r * p.sum_stride;
+      const float* const sum = dq + r * p.dim;
       if (p.rope) rotate_row(p.dim, p.rotation(row).row(r, p.dim), true, sum, to + r * p.q_stride);
-      else if (std::is_same_v<T, bfloat16>) p.write(sum, to + r * p.q_stride, false);
+      else p.write(sum, to + r * p.q_stride, false);
     }
   }
 
@@ -125,16 +138,16 @@ class Worker {
     const int64_t offset = (row * p.heads + head) * p.dim;
     load_tile(count, p.dim, width, p.q + row * p.q_stride + head * p.dim, p.q_stride, p.rotation_on_load(row), p.scale,
               slot + size);
-    transpose_tile(padded, width, slot + size, width, slot);
+    transpose_tile(padded, width, slot + size, width, slot, BLOCK);
     load_tile(count, p.dim, width, p.doutput + offset, p.heads * p.dim, {}, 1, slot + 3 * size);
-    transpose_tile(padded, width, slot + 3 * size, width, slot + 2 * size);
+    transpose_tile(padded, width, slot + 3 * size, width, slot + 2 * size, BLOCK);
     if (first_walk) p.write_delta(sequence, head, query, count);
     return result;
   }
 
   const AttentionBackward<T>& p;
   const int64_t width;
-  float *weights, *dscores, *transposed_dscores, *rows, *keys, *transposed_keys, *transposed_values, *dkeys, *dvalues;
+  float *weights, *dscores, *rows, *keys, *transposed_keys, *transposed_values, *dkeys, *dvalues;
   Slots slots;  // blocks of queries
 };
 
@@ -168,7 +181,7 @@ using namespace mantou;
 // A worker rotates the queries and keys of a head once, and keeps them.
 int64_t mantou_attention_rotate_first(int64_t) { return 0; }
 
-// delta, and room for dq where that is bfloat16.
+// delta, and room for dq while it grows.
 int64_t mantou_attention_backward_workspace(int64_t batch, int64_t sequence_length, int64_t heads, int64_t,
                                             int64_t head_dim) {
   return batch * heads * sequence_length * (1 + head_dim) * static_cast<int64_t>(sizeof(float));
@@ -187,12 +200,6 @@ int32_t mantou_attention_backward(mantou_context* context, int32_t dtype, int64_
   for_dtype(dtype, [=](auto element) {
     using T = decltype(element);
     float* const delta = static_cast<float*>(workspace);
-    float* dq_sum = delta + batch * heads * sequence_length;
-    int64_t sum_stride = heads * head_dim;
-    if constexpr (std::is_same_v<T, float>) {
-      dq_sum = static_cast<float*>(dq);
-      sum_stride = q_stride;
-    }
     const AttentionBackward<T> problem = {batch,
                                           sequence_length,
                                           heads,
@@ -214,8 +221,7 @@ int32_t mantou_attention_backward(mantou_context* context, int32_t dtype, int64_
                                           static_cast<T*>(dk),
                                           static_cast<T*>(dv),
                                           delta,
-                                          dq_sum,
-                                          sum_stride};
+                                          delta + batch * heads * sequence_length};
     differentiate_attention(context, problem);
   });
   return MANTOU_OK;

@@ -28,27 +28,36 @@ struct ScratchParts {
   }
 };
 
-// Packing and products of one block of at most BLOCK queries and BLOCK keys.
+// Packing of one block of at most BLOCK queries and BLOCK keys.
 template <typename Unit>
 class PairBlocks {
  public:
   static constexpr int64_t ROWS = Unit::ROWS, COLUMNS = Unit::COLUMNS;
-  static constexpr int64_t MOST_ROWS = round_up(BLOCK, ROWS);
   static_assert(BLOCK % COLUMNS == 0 && BLOCK / 2 % Unit::STEP == 0, "whole panels");
 
-  // Words of strips of a block's rows with `k` elements each, and of panels of `columns` columns as deep as a block.
-  static int64_t strip_words(int64_t k) { return MOST_ROWS * pairs_of<Unit>(k) + LANES; }
+  // Words of strips and panels with `k` elements a row and a column.
+  static int64_t strip_words(int64_t rows, int64_t k) { return round_up(rows, ROWS) * pairs_of<Unit>(k) + LANES; }
   static int64_t panel_words(int64_t columns, int64_t k) { return round_up(columns, COLUMNS) * pairs_of<Unit>(k); }
 
-  static void pack_strips(int64_t rows, int64_t k, const bfloat16* a, int64_t lda, float* strips) {
+  static void pack_strips(bool transposed, int64_t rows, int64_t k, const bfloat16* a, int64_t lda, float* strips) {
     for (int64_t r = 0; r < rows; r += ROWS)
-      Unit::pack_rows(false, smaller(ROWS, rows - r), k, a + r * lda, lda, strips + r * pairs_of<Unit>(k));
+      Unit::pack_rows(transposed, smaller(ROWS, rows - r), k, a + (transposed ? r : r * lda), lda,
+                      strips + r * pairs_of<Unit>(k));
   }
 
   static void pack_panels(bool transposed, int64_t columns, int64_t k, const bfloat16* b, int64_t ldb, float* panels) {
     for (int64_t c = 0; c < columns; c += COLUMNS)
       pack_panel<Unit>(transposed, smaller(COLUMNS, columns - c), k, b + (transposed ? c * ldb : c), ldb,
                        panels + c * pairs_of<Unit>(k));
+  }
+
+  // Where a column's words are in panels of `depth` pairs, and how many columns, of the first `count`, a tile can take
+  // that begins there: a multiple of LEAST_COLUMNS.
+  static float* column_of(float* panels, int64_t column, int64_t depth) {
+    return panels + column / COLUMNS * COLUMNS * depth + column % COLUMNS;
+  }
+  static int64_t columns_from(int64_t column, int64_t count) {
+    return smaller(COLUMNS - column % COLUMNS, round_up(count - column, Unit::LEAST_COLUMNS));
   }
 };
 
@@ -68,15 +77,14 @@ class PairWorker {
   PairWorker(const Attention<bfloat16>& problem, float* scratch)
       : p(problem), width(round_up(problem.dim, COLUMNS)), pairs(pairs_of<Unit>(problem.dim)) {
     ScratchParts parts = {scratch};
-    scores = parts.take(Blocks::MOST_ROWS * BLOCK);
-    sums = parts.take(Blocks::MOST_ROWS * width);
+    scores = parts.take(BLOCK * BLOCK);
+    sums = parts.take(width * BLOCK);
     rows = parts.take(BLOCK * width);
-    weights = parts.take_halves<Factor>(BLOCK * BLOCK);
     halves = parts.take_halves(BLOCK * width);
-    strip = parts.take(Blocks::strip_words(BLOCK));
+    weights = parts.take(Blocks::panel_words(BLOCK, BLOCK));
     queries = parts.take(Blocks::panel_words(BLOCK, p.dim));
-    key_words = Blocks::strip_words(p.dim);
-    const int64_t slot_words = round_up(key_words + Blocks::panel_words(p.dim, BLOCK), LANES);
+    key_words = Blocks::strip_words(BLOCK, p.dim);
+    const int64_t slot_words = round_up(key_words + Blocks::strip_words(p.dim, BLOCK), LANES);
     slots = {parts.rest, scratch + SCRATCH_BYTES / 4, slot_words};
   }
 
@@ -95,18 +103,21 @@ class PairWorker {
     for (int64_t key = 0; key < keys; key += BLOCK)
       add_block(count, smaller(BLOCK, keys - key), start - key,
                 keys_and_values(sequence, head / (p.heads / p.kv_heads), key / BLOCK), keys_of(sequence, key), key > 0);
-    write_output(p, softmax, sequence, head, first, count, sums, width);
+    write_output(p, softmax, sequence, head, first, count, sums);
   }
 
  private:
   using Blocks = PairBlocks<Unit>;
   using Factor = typename Unit::Factor;
-  static constexpr int64_t ROWS = Unit::ROWS, COLUMNS = Unit::COLUMNS;
+  static constexpr int64_t ROWS = Unit::ROWS, COLUMNS = Unit::COLUMNS, LEAST_COLUMNS = Unit::LEAST_COLUMNS;
+
+  static int64_t columns_from(int64_t column, int64_t count) { return Blocks::columns_from(column, count); }
+  static float* column_of(float* panels, int64_t column, int64_t depth) { return Blocks::column_of(panels, column, depth); }
 
   // Keys of the block that begins at `key`.
   int64_t keys_of(int64_t sequence, int64_t key) const { return smaller(BLOCK, p.start(sequence) + p.queries - key); }
 
-  // Block `block` of keys, in strips, and behind it the values in panels.
+  // Block `block` of keys, in strips, and behind it the values' transpose in strips.
   const float* keys_and_values(int64_t sequence, int64_t kv_head, int64_t block) {
     slots.of_head(sequence, kv_head);
     float* const slot = slots.at(block);
@@ -122,35 +133,43 @@ class PairWorker {
       keys = halves;
       stride = p.dim;
     }
-    Blocks::pack_strips(count, p.dim, keys, stride, slot);
-    Blocks::pack_panels(false, p.dim, count, p.v + offset, p.kv_stride, slot + key_words);
+    Blocks::pack_strips(false, count, p.dim, keys, stride, slot);
+    prefetch_next_head(count, p.dim, p.v + offset, p.kv_stride);
+    Blocks::pack_strips(true, p.dim, count, p.v + offset, p.kv_stride, slot + key_words);
     return slot;
   }
 
   // Adds the weights of `keys` keys, of the `packed` ones of a slot, to the running maxima, sums of weights and weighted
   // sums of values.
   void add_block(int64_t count, int64_t keys, int64_t ahead, const float* slot, int64_t packed, bool accumulate) {
+    // From the first queries on that see a strip of keys.
     for (int64_t r = 0; r < keys; r += ROWS)
-      for (int64_t c = 0; c < count; c += COLUMNS)
-        if (r <= ahead + c + COLUMNS - 1)
-          unit.multiply(pairs, slot + r * pairs, queries + c * pairs, scores + r * BLOCK + c, BLOCK, false);
-    if (softmax.weigh(count, keys, ahead, scores, weights) && accumulate) softmax.correct(count, width, sums);
+      for (int64_t c = larger(0, r - ahead) / LEAST_COLUMNS * LEAST_COLUMNS, columns; c < count; c += columns) {
+        columns = columns_from(c, count);
+        unit.finish(smaller(ROWS, keys - r), columns, pairs, slot + r * pairs, column_of(queries, c, pairs), nullptr,
+                    scores + r * BLOCK + c, BLOCK, false);
+      }
 
     const int64_t depth = pairs_of<Unit>(packed);
-    for (int64_t i = 0; i < count; i += ROWS) {
-      const int64_t seen = smaller(keys, ahead + i + smaller(ROWS, count - i));
-      if (seen <= 0) continue;
-      Unit::pack_rows(true, smaller(ROWS, count - i), seen, weights + i, BLOCK, strip);
-      for (int64_t c = 0; c < p.dim; c += COLUMNS)
-        unit.multiply(pairs_of<Unit>(seen), strip, slot + key_words + c * depth, sums + i * width + c, width, accumulate);
+    const auto put = [=](int64_t key, int64_t query, Vector first, Vector second) {
+      store_pairs<Factor>(column_of(weights, query, depth) + key / 2 * COLUMNS, first, second);
+    };
+    if (softmax.weigh(count, keys, ahead, scores, 2 * depth, put) && accumulate) softmax.correct(count, p.dim, sums);
+
+    for (int64_t c = 0, columns; c < count; c += columns) {
+      columns = ahead + 1 < keys ? smaller(columns_from(c, count), LEAST_COLUMNS) : columns_from(c, count);
+      const int64_t seen = pairs_of<Unit>(smaller(keys, ahead + c + columns));
+      if (ahead + c + columns <= 0) continue;
+      for (int64_t r = 0; r < p.dim; r += ROWS)
+        unit.finish(smaller(ROWS, p.dim - r), columns, seen, slot + key_words + r * depth, column_of(weights, c, depth),
+                    nullptr, sums + r * BLOCK + c, BLOCK, accumulate);
     }
   }
 
   const Attention<bfloat16>& p;
   const int64_t width, pairs;
   Unit unit;
-  float *scores, *sums, *rows, *strip, *queries;
-  Factor* weights;
+  float *scores, *sums, *rows, *weights, *queries;
   bfloat16* halves;
   int64_t key_words;
   Slots slots;  // keys and values

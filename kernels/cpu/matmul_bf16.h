@@ -4,6 +4,7 @@
 //
 //   ROWS x COLUMNS   the tile of C that one call of `multiply` computes
 //   LEAST_ROWS       threads get multiples of it; tiles of fewer rows than ROWS take less time where it is 1
+//   LEAST_COLUMNS    a tile may begin at any multiple of it within a panel, and have as many columns
 //   STEP             pairs of k that it takes at once; shorter blocks are packed with zeros behind them
 //   Factor           how a factor lies in memory that was computed for a product alone
 //   pack_rows        a strip of ROWS rows of op(A)
@@ -29,7 +30,7 @@ MANTOU_NAMESPACE
 
 struct Dots {
   using Factor = HardwareFactor;
-  static constexpr int ROWS = 14, LEAST_ROWS = 1, COLUMNS = 32, STEP = 1, TOGETHER = 8;
+  static constexpr int ROWS = 14, LEAST_ROWS = 1, COLUMNS = 32, LEAST_COLUMNS = 16, STEP = 1, TOGETHER = 8;
   static constexpr bool READS_ROWS = true;
 
   // The strip is [pairs, ROWS].
@@ -159,7 +160,7 @@ struct Dots {
 // Registers 0 to 3 hold a tile of 32 x 32 of C, 4 and 5 the two halves of a step of the strip, 6 and 7 of the panel.
 template <typename Registers>
 struct Tiles {
-  static constexpr int ROWS = 32, LEAST_ROWS = 32, COLUMNS = 32, STEP = 16, TOGETHER = 1;
+  static constexpr int ROWS = 32, LEAST_ROWS = 32, COLUMNS = 32, LEAST_COLUMNS = 32, STEP = 16, TOGETHER = 1;
   static constexpr bool READS_ROWS = false;
   using Factor = typename Registers::Factor;
   Registers registers;

@@ -77,6 +77,20 @@ void pack_interleaved(int64_t rows, int64_t k, const bfloat16* from, int64_t str
     }
 }
 
+// LANES words of the elements of two rows, which products alone will read.
+template <typename Factor>
+inline void store_pairs(float* to, Vector first, Vector second) {
+  if constexpr (std::is_same_v<Factor, HardwareFactor>) {
+    alignas(64) static constexpr uint16_t ORDER[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                       8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    __m512i bits;  // first's, then second's
+    __asm__("vcvtne2ps2bf16 %1, %2, %0" : "=v"(bits) : "v"(first), "v"(second));
+    _mm512_storeu_si512(to, _mm512_maskz_permutexvar_epi16(~0u, _mm512_load_si512(ORDER), bits));
+  } else {
+    store(to, (Vector)(round_to_bfloat16(first) >> 16 | (round_to_bfloat16(second) & 0xffff0000u)));
+  }
+}
+
 // ---- tiles ----------------------------------------------------------------------------------------------------------
 
 // C [rows, columns] (+)= the tile of sums.
