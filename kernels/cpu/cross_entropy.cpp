@@ -9,7 +9,7 @@ using namespace mantou;
 template <typename T>
 static float largest_of(int64_t count, const T* values) {
   Vector largest = splat(-INFINITY);
-  for_vectors(count, [&](int64_t i, auto lanes) { largest = maximum(load(values + i, lanes, -INFINITY), largest); });
+  for_two_vectors(count, [&](int64_t i, auto lanes) { largest = maximum(load(values + i, lanes, -INFINITY), largest); });
   return horizontal_max(largest);
 }
 
@@ -22,31 +22,41 @@ struct SoftCap {
     const Vector part = tanh(logits / cap);
     return 1.0f - part * part;
   }
+  Two operator()(Two logits) const { return {(*this)(logits.even), (*this)(logits.odd)}; }
+  Two slope(Two logits) const { return {slope(logits.even), slope(logits.odd)}; }
 };
 
 // Or z = logits.
 struct NoCap {
-  Vector operator()(Vector logits) const { return logits; }
+  template <typename Logits>
+  Logits operator()(Logits logits) const {
+    return logits;
+  }
   Vector slope(Vector) const { return splat(1.0f); }
+  Two slope(Two) const { return {splat(1.0f), splat(1.0f)}; }
 };
 
+static Vector sum_of(Vector value) { return value; }
+static Vector sum_of(Two values) { return values.even + values.odd; }
+
 // The sum of exp(z - most), with z the capped logits; the exponentials go to `exponentials` unless it is null, which may be
-// the logits. A sum over a whole vocabulary in one float32 would lose digits: stretches of it are added up in float64.
+// the logits. (In the order in which for_two_vectors meets them.) A sum over a whole vocabulary in one float32 would lose digits: stretches of it are added up in float64.
 // Meanwhile the next row, `stride` further on, is fetched from memory, which would otherwise stand idle (past the last
 // row that is harmless).
 template <bool keep, typename T, typename Cap>
 static double sum_of_exponentials(int64_t count, const T* logits, int64_t stride, Cap cap, float most,
                                   float* exponentials) {
-  constexpr int64_t STRETCH = 2048;
+  constexpr int64_t STRETCH = 2048;  // whole pairs of vectors
   double total = 0.0;
   for (int64_t begin = 0; begin < count; begin += STRETCH) {
     const T* values = logits + begin;
     Vector sums{};
-    for_vectors(begin + STRETCH < count ? STRETCH : count - begin, [&](int64_t i, auto lanes) {
-      const Vector e = exp(cap(load(values + i, lanes, -INFINITY)) - most);
+    for_two_vectors(begin + STRETCH < count ? STRETCH : count - begin, [&](int64_t i, auto lanes) {
+      const auto e = exp(cap(load(values + i, lanes, -INFINITY)) - most);
       __builtin_prefetch(values + i + stride, keep, 2);
+      if (sizeof(T) == 4) __builtin_prefetch(values + i + LANES + stride, keep, 2);
       if (keep) store(exponentials + begin + i, e, lanes);
-      sums += e;
+      sums += sum_of(e);
     });
     total += horizontal_sum(sums);
   }
@@ -67,9 +77,9 @@ static float cross_entropy_row(int64_t vocab_size, T* logits, int64_t stride, in
   const double sum = sum_of_exponentials<true>(vocab_size, logits, stride, cap, most, exponentials);
   const double log_z = std::log(sum) + most;
   const float factor = static_cast<float>(gradient_scale * (1.0 + 2.0 * z_loss * log_z) / sum);
-  const float at_target = (exponentials[target] * factor - gradient_scale) * slope[0];
-  for_vectors(vocab_size, [=](int64_t i, auto lanes) {
-    const Vector gradient = load(exponentials + i, lanes) * factor;
+  const float at_target = (exp(splat(-below))[0] * factor - gradient_scale) * slope[0];
+  for_two_vectors(vocab_size, [=](int64_t i, auto lanes) {
+    const auto gradient = load(exponentials + i, lanes) * factor;
     store(logits + i, gradient * cap.slope(load(logits + i, lanes)), lanes);
   });
   logits[target] = from_float<T>(at_target);

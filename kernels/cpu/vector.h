@@ -194,9 +194,12 @@ struct Two {
 struct Twice {};
 
 inline Two operator*(Two x, Two y) { return {x.even * y.even, x.odd * y.odd}; }
+inline Two operator*(Two x, float y) { return {x.even * y, x.odd * y}; }
+inline Two operator-(Two x, float y) { return {x.even - y, x.odd - y}; }
 
-inline Two load(const float* from, Twice) { return {load(from), load(from + LANES)}; }
-inline Two load(const bfloat16* from, Twice) {
+// (There is no rest to fill, but a loop's body says with what.)
+inline Two load(const float* from, Twice, float = 0.0f) { return {load(from), load(from + LANES)}; }
+inline Two load(const bfloat16* from, Twice, float = 0.0f) {
   BitsVector words;
   std::memcpy(&words, from, sizeof words);
   return {(Vector)(words << 16), (Vector)(words & 0xffff0000u)};
@@ -275,6 +278,7 @@ inline float horizontal_max(Vector value) {
 
 // a where a > b, else b: a NaN in b stays, a NaN in a is dropped.
 inline Vector maximum(Vector a, Vector b) { return a > b ? a : b; }
+inline Vector maximum(Two a, Vector b) { return maximum(maximum(a.even, a.odd), b); }
 
 // e^x within 1 ulp: 0 for -inf and what underflows, subnormal results included, inf above 88.72, NaN for NaN.
 //
@@ -310,6 +314,8 @@ inline Vector exp(Vector x) {
   return e * (Vector)((half + 127) << 23) * (Vector)((exponent - half + 127) << 23);
 #endif
 }
+
+inline Two exp(Two x) { return {exp(x.even), exp(x.odd)}; }
 
 // 1 / (1 + e^-x)
 inline Vector sigmoid(Vector x) { return 1.0f / (1.0f + exp(-x)); }
