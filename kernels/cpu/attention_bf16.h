@@ -4,6 +4,10 @@
 //
 // Blocks of a head are packed once and used as often as they are met. Strips hold op(A) of a product by ROWS rows,
 // panels hold op(B) by COLUMNS columns; each has all of its depth in one piece (see matmul_bf16.h).
+//
+// Products are turned so that what is computed on the way is op(B) of the next one: softmax and its derivative, which have
+// two summed rows at hand, write P and dS as panels, and the sums O, dK and dV come out transposed. dQ alone sums over
+// keys: it reads dS by rows, as they are where the unit can.
 #pragma once
 
 #if defined(__AVX512F__)
