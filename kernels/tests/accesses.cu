@@ -1,19 +1,8 @@
 // Kernels that touch memory in ways whose cost is known, for the counter of transactions (tests/emulator/transactions.cpp).
 // One warp each.
-#include <cstdarg>
-#include <cstdio>
-
-#include "../cuda/context.h"
+#include "fail.h"
 
 using namespace mantou;
-
-int32_t mantou::fail(int32_t status, const char* format, ...) {
-  va_list arguments;
-  va_start(arguments, format);
-  std::vprintf(format, arguments);
-  va_end(arguments);
-  return status;
-}
 
 namespace {
 

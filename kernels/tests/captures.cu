@@ -1,21 +1,11 @@
 // What a capture records and what it forbids, for real hardware and for the emulator: that work is not done before it is
 // replayed, and then with the arguments that it was given; that each of the mistakes below gets CUDA's error, ends the
 // capture without a graph, and leaves a stream that can be used. Exits with 1 if something is not as it should be.
-#include <cstdarg>
 #include <cstdio>
 
-#include "../cuda/context.h"
+#include "fail.h"
 
 using namespace mantou;
-
-int32_t mantou::fail(int32_t status, const char* format, ...) {
-  va_list arguments;
-  va_start(arguments, format);
-  std::vprintf(format, arguments);
-  va_end(arguments);
-  std::printf("\n");
-  return status;
-}
 
 namespace {
 

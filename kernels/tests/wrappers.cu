@@ -1,22 +1,12 @@
 // Every wrapper of PTX by itself, for real hardware and for the emulator: each has one instruction and a comment that says
 // what it does (../cuda/ptx.h); here that is done on the CPU, and the two are compared. Exits with 1 if they differ.
 #include <cmath>
-#include <cstdarg>
 #include <cstdio>
 #include <vector>
 
-#include "../cuda/context.h"
+#include "fail.h"
 
 using namespace mantou;
-
-int32_t mantou::fail(int32_t status, const char* format, ...) {
-  va_list arguments;
-  va_start(arguments, format);
-  std::vprintf(format, arguments);
-  va_end(arguments);
-  std::printf("\n");
-  return status;
-}
 
 namespace {
 
