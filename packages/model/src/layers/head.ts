@@ -4,10 +4,10 @@
  */
 import type { Activations } from "../activations.ts";
 import { type CrossEntropyOptions, crossEntropy, matmul, sum } from "../operations.ts";
-import { Tensor } from "../tensor.ts";
+import { ELEMENT_BYTES, Tensor } from "../tensor.ts";
 
-/** About this many logits are alive at once: 16 MB, as caches hold. */
-const CPU_LOGITS = 4 << 20;
+/** About this many bytes of logits are alive at once, as caches hold. */
+const CPU_BYTES = 16 << 20;
 
 /**
  * A GPU wants large products; and every chunk reads and writes the gradient of W, which for 50,304 x 768 is 309 MB, as much
@@ -18,12 +18,14 @@ const GPU_LOGITS = 256 << 20;
 /** Rows of a chunk on a GPU are a multiple of this: whole tiles of its products. */
 const GPU_ROWS = 128;
 
-/** Rows that go through together, of at most `rows`. */
-function rowsOfChunk({ rows, device }: Activations, vocabulary: number): number {
-  const most = Math.max(64, Math.floor((device.name === "cpu" ? CPU_LOGITS : GPU_LOGITS) / vocabulary));
-  if (device.name === "cpu") return Math.min(rows, most);
+/** Rows that go through together, of at most `rows`: chunks are about equal. */
+function rowsOfChunk({ rows, device, type }: Activations, vocabulary: number): number {
+  const isCpu = device.name === "cpu";
+  const logits = isCpu ? CPU_BYTES / ELEMENT_BYTES[type] : GPU_LOGITS;
+  const most = Math.max(64, Math.floor(logits / vocabulary));
   const even = rows / Math.ceil(rows / most);
-  return Math.min(rows, Math.ceil(even / GPU_ROWS) * GPU_ROWS);
+  const multiple = isCpu ? 1 : GPU_ROWS;
+  return Math.min(rows, Math.ceil(even / multiple) * multiple);
 }
 
 export class Head {
