@@ -91,9 +91,6 @@ void pack_b(const Product& product, int64_t column, int64_t columns, int64_t p, 
 
 // ---- inner products -------------------------------------------------------------------------------------------------
 
-// Bytes from what is being multiplied to what is fetched from memory meanwhile (past the last row that is harmless).
-constexpr int64_t AHEAD = 2048;
-
 // c[i * ldc + j] (+)= x[i] . w[j] for ROWS rows of x and `count` <= LANES of w. Row after row of w, so that memory is
 // read in one stream.
 template <int ROWS, typename In, typename Out>
@@ -117,12 +114,7 @@ void inner_products(int64_t count, int64_t k, const In* x, int64_t ldx, const In
     });
     MANTOU_UNROLL for (int i = 0; i < ROWS; i++) sums[i][j] = (sum[i][0] + sum[i][1]) + (sum[i][2] + sum[i][3]);
   }
-  for (int i = 0; i < ROWS; i++, c += ldc) {
-    transpose(sums[i]);
-    Vector total = sums[i][0];
-    MANTOU_UNROLL for (int lane = 1; lane < LANES; lane++) total += sums[i][lane];
-    for_vectors(count, [&](int64_t j, auto part) { store(c + j, accumulate ? load(c + j, part) + total : total, part); });
-  }
+  write_inner_products(count, sums, c, ldc, accumulate);
 }
 
 // Rows [m0, m1) and columns [n0, n1) of C (+)= A B^T, for few columns.
@@ -229,11 +221,17 @@ void multiply(const mantou_context* context, const Product<In, Out>& product) {
 
 template <int ROWS, typename In, typename Out>
 void multiply_few_rows(const mantou_context* context, const Product<In, Out>& product) {
+  auto multiply = inner_products<ROWS, In, Out>;
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<In, bfloat16>) {
+    if (context->instructions->unit == ProductUnit::DOTS) multiply = Dots::inner_products<ROWS, Out>;
+  }
+#endif
   const int64_t grain = larger(LANES, THREAD_WORK / larger(1, ROWS * product.k));
   parallel_for(context, product.n, grain, [&](int64_t begin, int64_t end, int) {
     for (int64_t j = begin; j < end; j += LANES)
-      inner_products<ROWS>(smaller(LANES, end - j), product.k, product.a, product.lda, product.b + j * product.ldb,
-                           product.ldb, product.c + j, product.ldc, product.accumulate);
+      multiply(smaller(LANES, end - j), product.k, product.a, product.lda, product.b + j * product.ldb, product.ldb,
+               product.c + j, product.ldc, product.accumulate);
   });
 }
 

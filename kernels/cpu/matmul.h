@@ -48,6 +48,20 @@ void prefetch_tile(int64_t rows, int64_t columns, const Out* c, int64_t ldc) {
     for (int64_t j = 0; j < columns; j += LINE) __builtin_prefetch(c + r * ldc + j, 1);
 }
 
+// Bytes from what inner products multiply to what they fetch from memory meanwhile (past the last row that is harmless).
+constexpr int64_t AHEAD = 16384;
+
+// Writes c[i * ldc + j] (+)= the sum of the lanes of sums[i][j], for j < count.
+template <int ROWS, typename Out>
+void write_inner_products(int64_t count, Vector (&sums)[ROWS][LANES], Out* c, int64_t ldc, bool accumulate) {
+  for (int i = 0; i < ROWS; i++, c += ldc) {
+    transpose(sums[i]);
+    Vector total = sums[i][0];
+    MANTOU_UNROLL for (int lane = 1; lane < LANES; lane++) total += sums[i][lane];
+    for_vectors(count, [&](int64_t j, auto part) { store(c + j, accumulate ? load(c + j, part) + total : total, part); });
+  }
+}
+
 // Divides C into a grid of rectangles for the context's threads, of whole groups of ROWS rows and of COLUMNS columns,
 // and runs body(m0, m1, n0, n1, thread) for each.
 template <int ROWS, int COLUMNS, typename In, typename Out, typename Body>

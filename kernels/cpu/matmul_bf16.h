@@ -13,7 +13,7 @@
 //   finish           C [rows, columns] (+)= strip * panel + sums, of any type and where only a part of the tile exists;
 //                    `sums` [ROWS, COLUMNS], which may be null, are of earlier blocks of k and may be overwritten
 //   READS_ROWS       whether it can do without packing A: rows with an even k by `finish_rows`, and inner products of rows
-//                    of A and of B^T by `multiply_few_columns`
+//                    of A and of B^T by `inner_products` and `multiply_few_columns`
 //
 // C in bfloat16 is rounded from float32 sums over all of k, which lie in scratch memory until the last block.
 #pragma once
@@ -60,28 +60,47 @@ struct Dots {
     kernel_of<true, Out>(rows, columns)(pairs, a, lda, panel, nullptr, columns, c, ldc, accumulate);
   }
 
+  // As in matmul.cpp: c[i * ldc + j] (+)= x[i] . w[j] for ROWS rows of x and `count` <= LANES of w.
+  template <int ROWS, typename Out>
+  __attribute__((target("avx512bf16"))) static void inner_products(int64_t count, int64_t k, const bfloat16* x,
+                                                                   int64_t ldx, const bfloat16* w, int64_t ldw, Out* c,
+                                                                   int64_t ldc, bool accumulate) {
+    constexpr int CHAINS = 4, ELEMENTS = 2 * LANES;
+    Vector sums[ROWS][LANES] = {};
+    for (int64_t j = 0; j < count; j++, w += ldw) {
+      __m512 sum[ROWS][CHAINS] = {};
+      int64_t p = 0;
+      for (; p + CHAINS * ELEMENTS <= k; p += CHAINS * ELEMENTS)
+        MANTOU_UNROLL for (int v = 0; v < CHAINS; v++) {
+          const int64_t at = p + v * ELEMENTS;
+          __builtin_prefetch(reinterpret_cast<const char*>(w + at) + AHEAD);
+          const __m512bh weight = (__m512bh)_mm512_loadu_si512(w + at);
+          MANTOU_UNROLL for (int i = 0; i < ROWS; i++)
+            sum[i][v] = _mm512_dpbf16_ps(sum[i][v], (__m512bh)_mm512_loadu_si512(x + i * ldx + at), weight);
+        }
+      for (; p < k; p += ELEMENTS) {
+        const __m512bh weight = (__m512bh)load_elements(w + p, k - p);
+        MANTOU_UNROLL for (int i = 0; i < ROWS; i++)
+          sum[i][0] = _mm512_dpbf16_ps(sum[i][0], (__m512bh)load_elements(x + i * ldx + p, k - p), weight);
+      }
+      MANTOU_UNROLL for (int i = 0; i < ROWS; i++)
+        sums[i][j] = ((Vector)sum[i][0] + (Vector)sum[i][1]) + ((Vector)sum[i][2] + (Vector)sum[i][3]);
+    }
+    write_inner_products(count, sums, c, ldc, accumulate);
+  }
+
   // Rows [m0, m1) and columns [n0, n1) of C (+)= A B^T, for few columns.
   template <typename Out>
-  __attribute__((target("avx512bf16"))) static void multiply_few_columns(const Product<bfloat16, Out>& product,
-                                                                         int64_t m0, int64_t m1, int64_t n0, int64_t n1) {
+  static void multiply_few_columns(const Product<bfloat16, Out>& product, int64_t m0, int64_t m1, int64_t n0, int64_t n1) {
     for (int64_t i = m0; i < m1; i += LANES)
       for (int64_t j = n0; j < n1; j++) {
         const int64_t rows = smaller(LANES, m1 - i);
-        Vector sums[LANES] = {};
-        for (int64_t r = 0; r < rows; r++) {
-          __m512 sum = _mm512_setzero_ps();
-          for (int64_t p = 0; p < product.k; p += 32) {
-            const __m512i a = load_elements(product.a + (i + r) * product.lda + p, product.k - p);
-            const __m512i b = load_elements(product.b + j * product.ldb + p, product.k - p);
-            sum = _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
-          }
-          sums[r] = (Vector)sum;
-        }
-        transpose(sums);
-        MANTOU_UNROLL for (int lane = 1; lane < LANES; lane++) sums[0] += sums[lane];
+        float sums[LANES];
+        inner_products<1>(rows, product.k, product.b + j * product.ldb, 0, product.a + i * product.lda, product.lda,
+                          sums, 0, false);
         Out* to = product.c + i * product.ldc + j;
         for (int64_t r = 0; r < rows; r++, to += product.ldc)
-          *to = from_float<Out>(product.accumulate ? to_float(*to) + sums[0][r] : sums[0][r]);
+          *to = from_float<Out>(product.accumulate ? to_float(*to) + sums[r] : sums[r]);
       }
   }
 
