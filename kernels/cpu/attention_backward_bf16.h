@@ -119,7 +119,7 @@ class PairBackwardWorker {
         const float* const panel = keys + c * key_depth;
         float* const to = dq + r * p.dim + c;
         if constexpr (Unit::READS_ROWS)
-          Unit::finish_rows(strip_rows, columns, pairs_of<Unit>(seen), from, BLOCK, panel, to, p.dim, key > 0);
+          Unit::finish_rows(strip_rows, columns, pairs_of<Unit>(seen), from, BLOCK, panel, nullptr, to, p.dim, key > 0);
         else unit.finish(strip_rows, columns, pairs_of<Unit>(seen), strip, panel, nullptr, to, p.dim, key > 0);
       }
     }

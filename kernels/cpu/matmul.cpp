@@ -6,12 +6,11 @@
 //   - blocks of KC steps of k: both operands shrink to panels of that depth;
 //   - blocks of MC rows and of NC columns. The NC columns of op(B) are packed once per block into panels of NR columns
 //     and stay in the second-level cache while all MC rows pass over them;
-//   - strips of MR rows. A strip of op(A) is packed when the first block of columns meets it, k-major, and lies in the
-//     first-level cache while all panels of B stream past it;
+//   - strips of MR rows of op(A), which lie in the first-level cache while all panels of B stream past them. A strip of A^T
+//     is packed when the first block of columns meets it, rows of A are read where they lie;
 //   - tiles of MR x NR, which tile.h keeps in registers.
-// Packing makes all four transpositions look alike, turns strided reads into streams and costs one pass over each
-// operand. It goes to the thread's own scratch, so that threads never wait for each other. Where few columns pass over A,
-// it is read where it lies instead.
+// Packing turns strided reads into streams and costs one pass over an operand. It goes to the thread's own scratch, so
+// that threads never wait for each other. `reads_a_in_place` says where A is packed all the same, or A^T is not.
 //
 // A product of few rows with a transposed B (a step of generation: y = x W^T) would spend its time packing weights that
 // it reads once: it takes inner products of the rows of x and W instead. So do the last columns of any such product where

@@ -25,11 +25,11 @@ struct Product {
   bool accumulate;
 };
 
-// Whether A had better be read where it lies: few columns of op(B) pass over it, so that packing would not pay, and its
-// rows do not all fall into the same few sets of the first-level cache, as those of some powers of two do.
+// Whether A had better be read where it lies, which saves packing it: its rows, unless they all fall into the same few
+// sets of the first-level cache, as those of some powers of two do; its columns where few of op(B) pass over them.
 template <typename In, typename Out>
 bool reads_a_in_place(const Product<In, Out>& product) {
-  return product.n <= 128 && (product.transpose_a || product.lda * sizeof(In) % 2048 != 0);
+  return product.transpose_a ? product.n <= 128 : product.lda * sizeof(In) % 2048 != 0;
 }
 
 // How many of the columns before n1 are left to inner products, which need rows of A and of B^T: the last ones of C,

@@ -56,8 +56,8 @@ struct Dots {
   // The same with rows of A, `lda` apart, as they are instead of a strip.
   template <typename Out>
   static void finish_rows(int64_t rows, int64_t columns, int64_t pairs, const bfloat16* a, int64_t lda,
-                          const float* panel, Out* c, int64_t ldc, bool accumulate) {
-    kernel_of<true, Out>(rows, columns)(pairs, a, lda, panel, nullptr, columns, c, ldc, accumulate);
+                          const float* panel, const float* sums, Out* c, int64_t ldc, bool accumulate) {
+    kernel_of<true, Out>(rows, columns)(pairs, a, lda, panel, sums, columns, c, ldc, accumulate);
   }
 
   // As in matmul.cpp: c[i * ldc + j] (+)= x[i] . w[j] for ROWS rows of x and `count` <= LANES of w.
@@ -288,7 +288,7 @@ void multiply_rectangle(const Product<bfloat16, Out>& product, int64_t m0, int64
     const int64_t rest = inner_product_columns(product, n1);
     Unit::multiply_few_columns(product, m0, m1, n1 - rest, n1);
     n1 -= rest;
-    in_place = reads_a_in_place(product) && !product.transpose_a && product.k % 2 == 0 && blocks == 1;
+    in_place = reads_a_in_place(product) && !product.transpose_a && product.k % 2 == 0;
   }
   float* const panels = scratch;
   float* const strips = panels + MOST_COLUMNS * DEPTH;
@@ -321,7 +321,14 @@ void multiply_rectangle(const Product<bfloat16, Out>& product, int64_t m0, int64
         const int64_t columns = smaller(COLUMNS, j1 - j);
         float* const sum = wait ? sums + (i - i0) * MOST_COLUMNS + (j - j0) * ROWS : nullptr;
         if (wait && block > 0) prefetch_tile(ROWS, COLUMNS, sum, COLUMNS);
+        const bfloat16* const rows_of_a = in_place ? product.a + i * product.lda + p : nullptr;
         if (wait && !last) {
+          if constexpr (Unit::READS_ROWS) {
+            if (in_place) {
+              Unit::finish_rows(rows, COLUMNS, pairs, rows_of_a, product.lda, panel, nullptr, sum, COLUMNS, block > 0);
+              continue;
+            }
+          }
           unit.multiply(pairs, strip, panel, sum, COLUMNS, block > 0);
           continue;
         }
@@ -330,8 +337,7 @@ void multiply_rectangle(const Product<bfloat16, Out>& product, int64_t m0, int64
         const bool accumulate = product.accumulate || (!wait && block > 0);
         if constexpr (Unit::READS_ROWS) {
           if (in_place) {
-            Unit::finish_rows(rows, columns, pairs, product.a + i * product.lda + p, product.lda, panel, c, product.ldc,
-                              accumulate);
+            Unit::finish_rows(rows, columns, pairs, rows_of_a, product.lda, panel, sum, c, product.ldc, accumulate);
             continue;
           }
         }

@@ -62,11 +62,17 @@ void pack_transposed(int64_t rows, int64_t k, const bfloat16* from, int64_t stri
 }
 
 // The same where the rows' elements of one k lie in one piece, `stride` from those of the next k. More than WIDTH rows
-// become several groups, `pairs` long, one behind the other: side by side they use whole cache lines of what they read.
+// become several groups, `pairs` long, one behind the other: side by side they use whole cache lines of what they read,
+// which the hardware does not foresee, as these lines are `stride` apart.
 template <int WIDTH>
 void pack_interleaved(int64_t rows, int64_t k, const bfloat16* from, int64_t stride, float* packed, int64_t pairs = 0) {
   static_assert(WIDTH <= 32, "one register");
-  for (int64_t p = 0; p < k; p += 2, from += 2 * stride, packed += WIDTH)
+  constexpr int64_t AHEAD = 24, LINE = 32;
+  for (int64_t p = 0; p < k; p += 2, from += 2 * stride, packed += WIDTH) {
+    for (int64_t r = 0; rows > WIDTH && r < rows + LINE - 1; r += LINE) {
+      __builtin_prefetch(from + AHEAD * stride + r);
+      __builtin_prefetch(from + (AHEAD + 1) * stride + r);
+    }
     for (int64_t r = 0; r < rows; r += WIDTH) {
       Vector low, high;
       load_interleaved(smaller(WIDTH, rows - r), from + r, p + 1 < k ? from + stride + r : nullptr, low, high);
@@ -75,6 +81,7 @@ void pack_interleaved(int64_t rows, int64_t k, const bfloat16* from, int64_t str
       else store(to, low);
       if constexpr (WIDTH > LANES) store(to + LANES, high);
     }
+  }
 }
 
 // LANES words of the elements of two rows, which products alone will read.
