@@ -156,6 +156,7 @@ describe("token files", () => {
       data: place.path("a.bin"),
       val: place.path("b.bin"),
       "tokenizer.path": place.path("tokenizer.json"),
+      "tokenizer.vocabSize": 280,
       name,
     });
 
@@ -173,6 +174,9 @@ describe("token files", () => {
     expect(stderr).toContain("--tokenizer.path");
     expect(await trainFails(2, ...given("x"), "--tokenizer.path", "no.json")).toContain("no.json does not exist");
     const before = runs();
+    const size = await trainFails(2, ...given("x"), "--tokenizer.vocabSize", "300");
+    expect(size).toContain("--tokenizer.vocabSize 300 is for a tokenizer to be trained");
+    expect(size).toContain("tokenizer.json has 280 ids");
     const broken = place.file("broken-tokenizer.json", "{");
     const refused = await trainFails(2, "--data", data, "--tokenizer.path", broken, "--name", "broken");
     expect(refused).toContain(`${broken}: not a tokenizer file, or one cut short`);

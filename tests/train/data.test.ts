@@ -246,7 +246,7 @@ test("the command: trains a tokenizer, survives SIGKILL, and what it made can be
   expect(readManifest(place.path("prepared")).vocabSize).toBe(350);
   expect((await place.run("data", ...argv)).stderr).toContain("holds a finished data set");
 
-  const run = { data: "prepared", steps: 12, order: "shuffled" };
+  const run = { data: "prepared", "tokenizer.vocabSize": 350, steps: 12, order: "shuffled" };
   await place.succeed("train", ...smallFlags, ...flags(run));
   expect(readMetrics(place.path("runs/prepared/metrics.jsonl"))).toHaveLength(12);
   expect(readdirSync(place.path("runs/prepared"))).not.toContain("data");
@@ -271,7 +271,7 @@ test("CS336's files: a .npy and a raw uint16 file as --data and --val", async ()
   const header = `{'descr': '<u2', 'fortran_order': False, 'shape': (${ids.length},), }`.padEnd(117) + "\n";
   const magic = Buffer.from([0x93, 78, 85, 77, 80, 89, 1, 0, 118, 0]);
   const npy = place.file("tokens.npy", Buffer.concat([magic, Buffer.from(header), Buffer.from(ids.buffer)]));
-  const argv = [...smallFlags, "--tokenizer.path", tokenizerPath];
+  const argv = [...smallFlags, "--tokenizer.path", tokenizerPath, "--tokenizer.vocabSize", "400"];
   await place.succeed("train", ...argv, ...flags({ data: raw, val: npy, name: "raw" }));
   await place.succeed("train", ...argv, ...flags({ data: npy, val: raw, name: "npy" }));
   const [a, b] = ["raw", "npy"].map((name) => readMetrics(place.path("runs", name, "metrics.jsonl")));

@@ -3,7 +3,7 @@
  * uninterrupted run gives: losses, samples, weights and moments. Real processes, real signals.
  */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
-import { existsSync, writeFileSync } from "node:fs";
+import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { Random } from "@mantou/model";
 import { checkpointName, listCheckpoints } from "../../packages/train/src/checkpoint.ts";
@@ -46,7 +46,7 @@ test("the uninterrupted run did something worth comparing", () => {
 });
 
 for (const signal of ["SIGINT", "SIGTERM"] as const) {
-  test(`${signal} saves and ends with 0; --resume goes on`, async () => {
+  test(`${signal} saves and ends with 0; --resume goes on, with as many threads as one likes`, async () => {
     const name = signal.toLowerCase();
     const path = runPath(name);
     let command = trainFlags(name);
@@ -62,8 +62,10 @@ for (const signal of ["SIGINT", "SIGTERM"] as const) {
       expect(stdout).toMatch(new RegExp(`bun run train --resume \\S*runs/${name}\n`));
       command = ["--resume", path];
     }
-    const { stdout } = await place.succeed("train", ...command);
+    const { stdout } = await place.succeed("train", ...command, "--threads", "1", "--device", "cpu");
     expect(stdout).toContain(`resuming after step ${resumeStep(stdout)}`);
+    expect(stdout).toMatch(/device +.*, 1 thread,/);
+    expect(JSON.parse(readFileSync(join(path, "config.json"), "utf8"))).toMatchObject({ threads: 1, device: "cpu" });
     expectReference(name);
   });
 }

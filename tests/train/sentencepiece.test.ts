@@ -51,6 +51,7 @@ beforeAll(async () => {
     lr: 1e-2,
     precision: "fp32",
     "tokenizer.path": path,
+    "tokenizer.vocabSize": 280,
     "model.contextLength": 32,
   };
   await place.succeed("train", ...smallFlags, ...flags(settings));

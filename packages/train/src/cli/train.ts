@@ -68,10 +68,11 @@ const command: Command = {
       group: "Start from",
       description: "only tell what the run would need: memory by kind, arithmetic, tokens, time; needs no GPU",
     }),
-    resume: z
-      .string()
-      .optional()
-      .meta({ group: "Start from", description: "go on with a run that was stopped", placeholder: "DIR" }),
+    resume: z.string().optional().meta({
+      group: "Start from",
+      description: "go on with a run that was stopped; takes --threads and --device",
+      placeholder: "DIR",
+    }),
     profile: z
       .boolean()
       .default(false)
@@ -110,13 +111,12 @@ await runCommand(async (argv) => {
   const { watch: asked, watchPort: askedPort, wandb: askedProject, ...flags } = others as Record<string, unknown>;
   const watching = { watch: asked, watchPort: askedPort, wandb: askedProject };
   const { watch, watchPort, wandb: project } = validate(watchOptions, watching);
-  if (resume !== undefined && (preset ?? file ?? plan ?? Object.keys(flags)[0]) !== undefined) {
-    throw new UserError(
-      "--resume goes on with the run's own config and takes no other flag but --watch, --wandb and --profile",
-      {
-        fix: `bun run train --resume ${shellWord(resume)}`,
-      },
-    );
+  const { device: askedDevice, threads: askedThreads, ...ofTheRun } = flags;
+  if (resume !== undefined && (preset ?? file ?? plan ?? Object.keys(ofTheRun)[0]) !== undefined) {
+    const others = "--device, --threads, --watch, --wandb and --profile";
+    throw new UserError(`--resume goes on with the run's own config and takes no other flag but ${others}`, {
+      fix: `bun run train --resume ${shellWord(resume)}; other settings begin a new run: bun run train --init ${shellWord(resume)}`,
+    });
   }
   const style = styleFor(process.stdout);
   const say = (line: string) => console.log(line);
@@ -125,7 +125,10 @@ await runCommand(async (argv) => {
     return;
   }
   if (project !== undefined) checkWandb(project);
-  const begin = resume === undefined ? start({ preset, file, flags }, say) : reopen(resume, say);
+  const begin =
+    resume === undefined
+      ? start({ preset, file, flags }, say)
+      : reopen(resume, say, { device: askedDevice, threads: askedThreads });
   using device = begin.device;
   if (profile && device.name !== "cpu") {
     throw new UserError("--profile measures operations that end with their calls, as on the CPU", {
@@ -276,6 +279,7 @@ function start(
   const resolved = resolveConfig(layers);
   const { config } = resolved;
   checkSources(config);
+  checkVocabulary(resolved);
   checkTextLengths(config);
   const run = claimDirectory(resolved, nameOf(resolved));
   if (run.exists) {
@@ -288,6 +292,21 @@ function start(
   const style = styleFor(process.stdout);
   say(`${formatConfig(resolved, widthOf(process.stdout), style)}\n`);
   return { run, resolved, device };
+}
+
+/** Refuses a size for the tokenizer that a given one does not have. */
+function checkVocabulary({ config, origins }: ResolvedConfig): void {
+  const asked = config.tokenizer.vocabSize;
+  const given = givenTokenizer(config);
+  if (given === undefined || origins.get("tokenizer.vocabSize")?.kind !== "flag") return;
+  const { vocabSize } = readTokenizer(given);
+  if (vocabSize === asked) return;
+  throw new UserError(
+    `--tokenizer.vocabSize ${asked} is for a tokenizer to be trained, and ${given} has ${vocabSize} ids`,
+    {
+      fix: "leave out --tokenizer.vocabSize",
+    },
+  );
 }
 
 /** What depends on the device, and the vocabulary as far as it is known. */
@@ -324,8 +343,12 @@ function settledThreads({ config, choices }: ResolvedConfig): number {
   return Number(choices.find(({ path }) => path === "threads")?.value ?? config.threads);
 }
 
-/** A run that was stopped, with the config it had and what was chosen for it. */
-function reopen(path: string, say: (line: string) => void): Prepared & { device: Device } {
+/** A run that was stopped, with the config it had and what was chosen for it, on the machine that it is given now. */
+function reopen(
+  path: string,
+  say: (line: string) => void,
+  flags: { device?: unknown; threads?: unknown } = {},
+): Prepared & { device: Device } {
   const run = new RunDirectory(path);
   if (!existsSync(run.config)) {
     throw new UserError(`there is no run in ${path}`, { fix: "give the directory of a run, such as runs/tiny" });
@@ -338,13 +361,23 @@ function reopen(path: string, say: (line: string) => void): Prepared & { device:
   }
   const resolved = readRunConfig(run.config);
   chooseThreads(resolved);
-  const { steps, device } = settled(resolved);
+  const { steps, device: before } = settled(resolved);
   if (run.isFinished(steps)) {
     throw new UserError(`${path} is finished: ${steps} of ${steps} steps`, {
       fix: `sample from it: bun run generate --run ${shellWord(path)}`,
     });
   }
-  return { run, resolved, device: openDevice(device, { threads: settledThreads(resolved), log: say }) };
+  const machine = validate(trainConfigSchema.pick({ device: true, threads: true }), flags);
+  for (const path of ["device", "threads"] as const) {
+    if (flags[path] === undefined) continue;
+    Object.assign(resolved.config, { [path]: machine[path] });
+    resolved.choices = resolved.choices.filter((choice) => choice.path !== path);
+  }
+  chooseThreads(resolved);
+  const asked = flags.device === undefined ? before : machine.device;
+  const device = openDevice(asked, { threads: settledThreads(resolved), log: say });
+  if (asked === "auto") choose(resolved, "device", device.name, device.reason);
+  return { run, resolved, device };
 }
 
 /** Puts the tokenizer's true number of ids into the config that is kept. */
