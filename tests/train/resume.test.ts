@@ -67,6 +67,8 @@ for (const signal of ["SIGINT", "SIGTERM"] as const) {
     expect(stdout).toMatch(/device +.*, 1 thread,/);
     expect(JSON.parse(readFileSync(join(path, "config.json"), "utf8"))).toMatchObject({ threads: 1, device: "cpu" });
     expectReference(name);
+    const { stderr } = await place.run("train", ...trainFlags(name));
+    expect(stderr).toContain("holds a finished run of this config");
   });
 }
 

@@ -109,10 +109,16 @@ function obstacleTo(run: RunDirectory, resolved: ResolvedConfig): UserError | un
   return undefined;
 }
 
-/** The settings of a config.json by their paths, as JSON; of one that cannot be read none. */
+/** The settings of a config.json by their paths, as JSON, but those of the machine; of one that cannot be read none. */
 function settingsOf(json: string): Map<string, string> {
   try {
-    const { choices: _, name: __, ...settings } = JSON.parse(json) as Record<string, unknown>;
+    const {
+      choices: _,
+      name: __,
+      device: ___,
+      threads: ____,
+      ...settings
+    } = JSON.parse(json) as Record<string, unknown>;
     return new Map([...flatten(settings)].map(([path, value]) => [path, JSON.stringify(value)]));
   } catch {
     return new Map();

@@ -111,8 +111,8 @@ await runCommand(async (argv) => {
   const { watch: asked, watchPort: askedPort, wandb: askedProject, ...flags } = others as Record<string, unknown>;
   const watching = { watch: asked, watchPort: askedPort, wandb: askedProject };
   const { watch, watchPort, wandb: project } = validate(watchOptions, watching);
-  const { device: askedDevice, threads: askedThreads, ...ofTheRun } = flags;
-  if (resume !== undefined && (preset ?? file ?? plan ?? Object.keys(ofTheRun)[0]) !== undefined) {
+  const ofTheRun = Object.keys(flags).filter((name) => name !== "device" && name !== "threads");
+  if (resume !== undefined && (preset ?? file ?? plan ?? ofTheRun[0]) !== undefined) {
     const others = "--device, --threads, --watch, --wandb and --profile";
     throw new UserError(`--resume goes on with the run's own config and takes no other flag but ${others}`, {
       fix: `bun run train --resume ${shellWord(resume)}; other settings begin a new run: bun run train --init ${shellWord(resume)}`,
@@ -125,10 +125,7 @@ await runCommand(async (argv) => {
     return;
   }
   if (project !== undefined) checkWandb(project);
-  const begin =
-    resume === undefined
-      ? start({ preset, file, flags }, say)
-      : reopen(resume, say, { device: askedDevice, threads: askedThreads });
+  const begin = resume === undefined ? start({ preset, file, flags }, say) : reopen(resume, say, flags);
   using device = begin.device;
   if (profile && device.name !== "cpu") {
     throw new UserError("--profile measures operations that end with their calls, as on the CPU", {
@@ -284,7 +281,7 @@ function start(
   const run = claimDirectory(resolved, nameOf(resolved));
   if (run.exists) {
     say(`${run.path} holds an unfinished run of this config: going on with it`);
-    return reopen(run.path, say);
+    return reopen(run.path, say, layers?.flags);
   }
   chooseThreads(resolved);
   const device = openDevice(config.device, { threads: settledThreads(resolved), log: say });
@@ -347,7 +344,7 @@ function settledThreads({ config, choices }: ResolvedConfig): number {
 function reopen(
   path: string,
   say: (line: string) => void,
-  flags: { device?: unknown; threads?: unknown } = {},
+  flags: Record<string, unknown> = {},
 ): Prepared & { device: Device } {
   const run = new RunDirectory(path);
   if (!existsSync(run.config)) {
@@ -367,7 +364,10 @@ function reopen(
       fix: `sample from it: bun run generate --run ${shellWord(path)}`,
     });
   }
-  const machine = validate(trainConfigSchema.pick({ device: true, threads: true }), flags);
+  const machine = validate(trainConfigSchema.pick({ device: true, threads: true }), {
+    device: flags.device,
+    threads: flags.threads,
+  });
   for (const path of ["device", "threads"] as const) {
     if (flags[path] === undefined) continue;
     Object.assign(resolved.config, { [path]: machine[path] });
