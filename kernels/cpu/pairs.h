@@ -67,11 +67,11 @@ void pack_transposed(int64_t rows, int64_t k, const bfloat16* from, int64_t stri
 template <int WIDTH>
 void pack_interleaved(int64_t rows, int64_t k, const bfloat16* from, int64_t stride, float* packed, int64_t pairs = 0) {
   static_assert(WIDTH <= 32, "one register");
-  constexpr int64_t AHEAD = 24, LINE = 32;
+  constexpr int64_t ROWS_AHEAD = 24, LINE = 32;
   for (int64_t p = 0; p < k; p += 2, from += 2 * stride, packed += WIDTH) {
     for (int64_t r = 0; rows > WIDTH && r < rows + LINE - 1; r += LINE) {
-      __builtin_prefetch(from + AHEAD * stride + r);
-      __builtin_prefetch(from + (AHEAD + 1) * stride + r);
+      __builtin_prefetch(from + ROWS_AHEAD * stride + r);
+      __builtin_prefetch(from + (ROWS_AHEAD + 1) * stride + r);
     }
     for (int64_t r = 0; r < rows; r += WIDTH) {
       Vector low, high;

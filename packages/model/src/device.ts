@@ -74,7 +74,7 @@ export class Device implements Disposable {
     return { precision: type === "bfloat16" ? "bf16" : "fp32", reason };
   }
 
-  /** Measures what the device can do at most; takes some 50 ms. @throws NativeError where it cannot be measured */
+  /** Measures what the device can do at most; takes half a second. @throws NativeError where it cannot be measured */
   peaks(): Peaks {
     const bytes = 128 << 20;
     using memory = this.allocate(bytes);
