@@ -69,7 +69,7 @@ function stateOf({ model, optimizer }: Trained) {
 function bytesOf(subject: Trained, iteration: number): Uint8Array {
   const chunks: Uint8Array[] = [];
   saveCheckpoint({ write: (chunk) => chunks.push(chunk.slice()) }, { ...subject, iteration });
-  return Buffer.concat(chunks);
+  return new Uint8Array(Buffer.concat(chunks)); // whose slices are copies, as a Buffer's are not
 }
 
 function refusal(act: () => unknown): string {
