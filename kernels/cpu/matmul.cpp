@@ -116,20 +116,6 @@ void inner_products(int64_t count, int64_t k, const In* x, int64_t ldx, const In
   write_inner_products(count, sums, c, ldc, accumulate);
 }
 
-// Rows [m0, m1) and columns [n0, n1) of C (+)= A B^T, for few columns.
-template <typename In>
-void multiply_few_columns(const Product<In, float>& product, int64_t m0, int64_t m1, int64_t n0, int64_t n1) {
-  for (int64_t i = m0; i < m1; i += LANES)
-    for (int64_t j = n0; j < n1; j++) {
-      const int64_t rows = smaller(LANES, m1 - i);
-      float sums[LANES];
-      inner_products<1>(rows, product.k, product.b + j * product.ldb, 0, product.a + i * product.lda, product.lda, sums,
-                        0, false);
-      float* c = product.c + i * product.ldc + j;
-      for (int64_t r = 0; r < rows; r++, c += product.ldc) *c = product.accumulate ? *c + sums[r] : sums[r];
-    }
-}
-
 // ---- one thread's rectangle -----------------------------------------------------------------------------------------
 
 // Rows [m0, m1) and columns [n0, n1) of C.
@@ -140,7 +126,7 @@ void multiply_rectangle(const Product<In, float>& product, int64_t m0, int64_t m
   // Blocks of k of nearly equal depth: a short last one would pay for the whole of C again.
   const int64_t blocks = (product.k + KC - 1) / KC;
   const int64_t rest = inner_product_columns(product, n1);
-  multiply_few_columns(product, m0, m1, n1 - rest, n1);
+  multiply_few_columns(product, m0, m1, n1 - rest, n1, inner_products<1, In, float>);
   n1 -= rest;
   const bool in_place = std::is_same_v<In, float> && reads_a_in_place(product);
   const auto add_tile = in_place && !product.transpose_a ? tile<true> : tile<false>;

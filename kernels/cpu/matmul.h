@@ -62,6 +62,23 @@ void write_inner_products(int64_t count, Vector (&sums)[ROWS][LANES], Out* c, in
   }
 }
 
+// Rows [m0, m1) and columns [n0, n1) of C (+)= A B^T, for few columns, whose rows of B^T take the place of x in
+// inner_products(count, k, x, ldx, w, ldw, sums, ldc, accumulate).
+template <typename In, typename Out, typename InnerProducts>
+void multiply_few_columns(const Product<In, Out>& product, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
+                          const InnerProducts& inner_products) {
+  for (int64_t i = m0; i < m1; i += LANES)
+    for (int64_t j = n0; j < n1; j++) {
+      const int64_t rows = smaller(LANES, m1 - i);
+      float sums[LANES];
+      inner_products(rows, product.k, product.b + j * product.ldb, 0, product.a + i * product.lda, product.lda, sums, 0,
+                     false);
+      Out* to = product.c + i * product.ldc + j;
+      for (int64_t r = 0; r < rows; r++, to += product.ldc)
+        *to = from_float<Out>(product.accumulate ? to_float(*to) + sums[r] : sums[r]);
+    }
+}
+
 // Divides C into a grid of rectangles for the context's threads, of whole groups of ROWS rows and of COLUMNS columns,
 // and runs body(m0, m1, n0, n1, thread) for each.
 template <int ROWS, int COLUMNS, typename In, typename Out, typename Body>

@@ -12,8 +12,8 @@
 //   multiply         whole tile of float32 (+)= strip * panel, where a panel is [pairs, COLUMNS] words for both units
 //   finish           C [rows, columns] (+)= strip * panel + sums, of any type and where only a part of the tile exists;
 //                    `sums` [ROWS, COLUMNS], which may be null, are of earlier blocks of k and may be overwritten
-//   READS_ROWS       whether it can do without packing A: rows with an even k by `finish_rows`, and inner products of rows
-//                    of A and of B^T by `inner_products` and `multiply_few_columns`
+//   READS_ROWS       whether it can do without packing A: rows with an even k by `finish_rows`, and rows of A and of
+//                    B^T by `inner_products`
 //
 // C in bfloat16 is rounded from float32 sums over all of k, which lie in scratch memory until the last block.
 #pragma once
@@ -87,21 +87,6 @@ struct Dots {
         sums[i][j] = ((Vector)sum[i][0] + (Vector)sum[i][1]) + ((Vector)sum[i][2] + (Vector)sum[i][3]);
     }
     write_inner_products(count, sums, c, ldc, accumulate);
-  }
-
-  // Rows [m0, m1) and columns [n0, n1) of C (+)= A B^T, for few columns.
-  template <typename Out>
-  static void multiply_few_columns(const Product<bfloat16, Out>& product, int64_t m0, int64_t m1, int64_t n0, int64_t n1) {
-    for (int64_t i = m0; i < m1; i += LANES)
-      for (int64_t j = n0; j < n1; j++) {
-        const int64_t rows = smaller(LANES, m1 - i);
-        float sums[LANES];
-        inner_products<1>(rows, product.k, product.b + j * product.ldb, 0, product.a + i * product.lda, product.lda,
-                          sums, 0, false);
-        Out* to = product.c + i * product.ldc + j;
-        for (int64_t r = 0; r < rows; r++, to += product.ldc)
-          *to = from_float<Out>(product.accumulate ? to_float(*to) + sums[r] : sums[r]);
-      }
   }
 
  private:
@@ -286,7 +271,7 @@ void multiply_rectangle(const Product<bfloat16, Out>& product, int64_t m0, int64
   bool in_place = false;
   if constexpr (Unit::READS_ROWS) {
     const int64_t rest = inner_product_columns(product, n1);
-    Unit::multiply_few_columns(product, m0, m1, n1 - rest, n1);
+    multiply_few_columns(product, m0, m1, n1 - rest, n1, Unit::template inner_products<1, float>);
     n1 -= rest;
     in_place = reads_a_in_place(product) && !product.transpose_a && product.k % 2 == 0;
   }
@@ -321,27 +306,20 @@ void multiply_rectangle(const Product<bfloat16, Out>& product, int64_t m0, int64
         const int64_t columns = smaller(COLUMNS, j1 - j);
         float* const sum = wait ? sums + (i - i0) * MOST_COLUMNS + (j - j0) * ROWS : nullptr;
         if (wait && block > 0) prefetch_tile(ROWS, COLUMNS, sum, COLUMNS);
-        const bfloat16* const rows_of_a = in_place ? product.a + i * product.lda + p : nullptr;
-        if (wait && !last) {
-          if constexpr (Unit::READS_ROWS) {
-            if (in_place) {
-              Unit::finish_rows(rows, COLUMNS, pairs, rows_of_a, product.lda, panel, nullptr, sum, COLUMNS, block > 0);
-              continue;
-            }
-          }
-          unit.multiply(pairs, strip, panel, sum, COLUMNS, block > 0);
-          continue;
-        }
+        const bool waits = wait && !last;
         Out* const c = product.c + i * product.ldc + j;
-        prefetch_tile(rows, columns, c, product.ldc);
         const bool accumulate = product.accumulate || (!wait && block > 0);
+        if (!waits) prefetch_tile(rows, columns, c, product.ldc);
         if constexpr (Unit::READS_ROWS) {
           if (in_place) {
-            Unit::finish_rows(rows, columns, pairs, rows_of_a, product.lda, panel, sum, c, product.ldc, accumulate);
+            const bfloat16* const a = product.a + i * product.lda + p;
+            if (waits) Unit::finish_rows(rows, COLUMNS, pairs, a, product.lda, panel, nullptr, sum, COLUMNS, block > 0);
+            else Unit::finish_rows(rows, columns, pairs, a, product.lda, panel, sum, c, product.ldc, accumulate);
             continue;
           }
         }
-        unit.finish(rows, columns, pairs, strip, panel, sum, c, product.ldc, accumulate);
+        if (waits) unit.multiply(pairs, strip, panel, sum, COLUMNS, block > 0);
+        else unit.finish(rows, columns, pairs, strip, panel, sum, c, product.ldc, accumulate);
       }
     }
   };

@@ -53,9 +53,9 @@ void multiply_add_floats() {
 __attribute__((target("avx512bf16"))) void multiply_add_pairs() {
   __m512 sum[CHAINS] = {}, a = _mm512_set1_ps(0.5f), b = _mm512_set1_ps(0.25f);
   for (int64_t step = 0; step < STEPS; step++) {
-    __asm__ volatile("" : "+v"(a));
+    MANTOU_OPAQUE(a);
     MANTOU_UNROLL for (int i = 0; i < CHAINS; i++) sum[i] = _mm512_dpbf16_ps(sum[i], (__m512bh)a, (__m512bh)b);
-    MANTOU_UNROLL for (int i = 0; i < CHAINS; i++) __asm__ volatile("" : "+v"(sum[i]));
+    MANTOU_UNROLL for (int i = 0; i < CHAINS; i++) MANTOU_OPAQUE(sum[i]);
   }
 }
 
