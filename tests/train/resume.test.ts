@@ -72,6 +72,22 @@ for (const signal of ["SIGINT", "SIGTERM"] as const) {
   });
 }
 
+test("another number of threads in a --config file goes on with the run, and is taken", async () => {
+  const name = "machine";
+  const argv = trainFlags(name);
+  const others = argv.filter((_, i) => argv[i - (i % 2)] !== "--threads");
+  const command = [...others, "--config", place.file("machine.json", '{ "threads": 2 }')];
+  const running = place.start("train", ...command);
+  await until(() => newestStep(runPath(name)) >= 8, running);
+  running.kill("SIGINT");
+  succeeded(await running.ended);
+  place.file("machine.json", '{ "threads": 1 }');
+  const { stdout } = await place.succeed("train", ...command);
+  expect(stdout).toContain(`resuming after step ${resumeStep(stdout)}`);
+  expect(stdout).toMatch(/device +.*, 1 thread,/);
+  expectReference(name);
+});
+
 function resumeStep(stdout: string): number {
   return Number(/resuming after step (\d+)/.exec(stdout)?.[1]);
 }

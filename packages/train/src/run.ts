@@ -84,6 +84,9 @@ export function claimDirectory(resolved: ResolvedConfig, name: string): RunDirec
   }
 }
 
+/** Settings of the machine that a run goes on with, not of the run: they do not make another one of it. */
+export const MACHINE_SETTINGS = ["device", "threads"] as const;
+
 /** Why this run cannot go on in an existing directory, if it cannot. */
 function obstacleTo(run: RunDirectory, resolved: ResolvedConfig): UserError | undefined {
   const other = "take another --name";
@@ -109,16 +112,11 @@ function obstacleTo(run: RunDirectory, resolved: ResolvedConfig): UserError | un
   return undefined;
 }
 
-/** The settings of a config.json by their paths, as JSON, but those of the machine; of one that cannot be read none. */
+/** The settings of a config.json but its name and the machine's, by their paths, as JSON; of one that cannot be read none. */
 function settingsOf(json: string): Map<string, string> {
   try {
-    const {
-      choices: _,
-      name: __,
-      device: ___,
-      threads: ____,
-      ...settings
-    } = JSON.parse(json) as Record<string, unknown>;
+    const settings = JSON.parse(json) as Record<string, unknown>;
+    for (const key of ["choices", "name", ...MACHINE_SETTINGS]) delete settings[key];
     return new Map([...flatten(settings)].map(([path, value]) => [path, JSON.stringify(value)]));
   } catch {
     return new Map();

@@ -8,7 +8,7 @@ import { BuildError, type Device, type DeviceName, NativeError, OUT_OF_MEMORY, P
 import { TransformerLM, openDevice } from "@mantou/model";
 import { z } from "zod";
 import { type ResolvedConfig, choose, chooseBatchSizes, readRunConfig, resolveConfig, settled } from "../config.ts";
-import { type SettledConfig, trainConfigSchema } from "../config.ts";
+import { type SettledConfig, type TrainConfig, trainConfigSchema } from "../config.ts";
 import { holdsWeightsAlone, listCheckpoints } from "../checkpoint.ts";
 import { watchRun, writeReport } from "../dashboard/index.ts";
 import { UserError } from "../errors.ts";
@@ -17,7 +17,15 @@ import { DirectoryLock } from "../lock.ts";
 import { checkSources, checkTextLengths, givenTokenizer, prepareData, prepareTokenizer } from "../prepare.ts";
 import { presets } from "../presets.ts";
 import { formatPlan, outOfMemory, planTraining } from "../plan.ts";
-import { RunDirectory, claimDirectory, initialise, modelConfig, modelOptions, saveConfig } from "../run.ts";
+import {
+  MACHINE_SETTINGS,
+  RunDirectory,
+  claimDirectory,
+  initialise,
+  modelConfig,
+  modelOptions,
+  saveConfig,
+} from "../run.ts";
 import { validate } from "../schema.ts";
 import { formatCount, formatDuration, shellWord } from "../terminal/format.ts";
 import { plotCurve } from "../terminal/plot.ts";
@@ -111,7 +119,7 @@ await runCommand(async (argv) => {
   const { watch: asked, watchPort: askedPort, wandb: askedProject, ...flags } = others as Record<string, unknown>;
   const watching = { watch: asked, watchPort: askedPort, wandb: askedProject };
   const { watch, watchPort, wandb: project } = validate(watchOptions, watching);
-  const ofTheRun = Object.keys(flags).filter((name) => name !== "device" && name !== "threads");
+  const ofTheRun = Object.keys(flags).filter((name) => !(MACHINE_SETTINGS as readonly string[]).includes(name));
   if (resume !== undefined && (preset ?? file ?? plan ?? ofTheRun[0]) !== undefined) {
     const others = "--device, --threads, --watch, --wandb and --profile";
     throw new UserError(`--resume goes on with the run's own config and takes no other flag but ${others}`, {
@@ -125,7 +133,7 @@ await runCommand(async (argv) => {
     return;
   }
   if (project !== undefined) checkWandb(project);
-  const begin = resume === undefined ? start({ preset, file, flags }, say) : reopen(resume, say, flags);
+  const begin = resume === undefined ? start({ preset, file, flags }, say) : reopen(resume, say, machineFlags(flags));
   using device = begin.device;
   if (profile && device.name !== "cpu") {
     throw new UserError("--profile measures operations that end with their calls, as on the CPU", {
@@ -281,7 +289,7 @@ function start(
   const run = claimDirectory(resolved, nameOf(resolved));
   if (run.exists) {
     say(`${run.path} holds an unfinished run of this config: going on with it`);
-    return reopen(run.path, say, layers?.flags);
+    return reopen(run.path, say, machineSettings(resolved));
   }
   chooseThreads(resolved);
   const device = openDevice(config.device, { threads: settledThreads(resolved), log: say });
@@ -298,12 +306,8 @@ function checkVocabulary({ config, origins }: ResolvedConfig): void {
   if (given === undefined || origins.get("tokenizer.vocabSize")?.kind !== "flag") return;
   const { vocabSize } = readTokenizer(given);
   if (vocabSize === asked) return;
-  throw new UserError(
-    `--tokenizer.vocabSize ${asked} is for a tokenizer to be trained, and ${given} has ${vocabSize} ids`,
-    {
-      fix: "leave out --tokenizer.vocabSize",
-    },
-  );
+  const wrong = `--tokenizer.vocabSize ${asked} is for a tokenizer to be trained, and ${given} has ${vocabSize} ids`;
+  throw new UserError(wrong, { fix: "leave out --tokenizer.vocabSize" });
 }
 
 /** What depends on the device, and the vocabulary as far as it is known. */
@@ -340,12 +344,29 @@ function settledThreads({ config, choices }: ResolvedConfig): number {
   return Number(choices.find(({ path }) => path === "threads")?.value ?? config.threads);
 }
 
+/** What was asked for of the machine; what is left out stays as the run has it. */
+type Machine = Partial<Pick<TrainConfig, (typeof MACHINE_SETTINGS)[number]>>;
+
+function machineFlags(flags: Record<string, unknown>): Machine {
+  const { device, threads } = flags;
+  const settings = validate(trainConfigSchema.pick({ device: true, threads: true }), { device, threads });
+  return pickMachine(settings, (path) => flags[path] !== undefined);
+}
+
+/** An automatic setting that is no flag says nothing new. */
+function machineSettings({ config, origins }: ResolvedConfig): Machine {
+  return pickMachine(config, (path) => {
+    const kind = origins.get(path)?.kind;
+    return kind === "flag" || (kind === "file" && config[path] !== "auto");
+  });
+}
+
+function pickMachine(settings: Required<Machine>, isAsked: (path: keyof Machine) => boolean): Machine {
+  return Object.fromEntries(MACHINE_SETTINGS.filter(isAsked).map((path) => [path, settings[path]]));
+}
+
 /** A run that was stopped, with the config it had and what was chosen for it, on the machine that it is given now. */
-function reopen(
-  path: string,
-  say: (line: string) => void,
-  flags: Record<string, unknown> = {},
-): Prepared & { device: Device } {
+function reopen(path: string, say: (line: string) => void, machine: Machine): Prepared & { device: Device } {
   const run = new RunDirectory(path);
   if (!existsSync(run.config)) {
     throw new UserError(`there is no run in ${path}`, { fix: "give the directory of a run, such as runs/tiny" });
@@ -357,26 +378,17 @@ function reopen(
     });
   }
   const resolved = readRunConfig(run.config);
-  chooseThreads(resolved);
   const { steps, device: before } = settled(resolved);
   if (run.isFinished(steps)) {
     throw new UserError(`${path} is finished: ${steps} of ${steps} steps`, {
       fix: `sample from it: bun run generate --run ${shellWord(path)}`,
     });
   }
-  const machine = validate(trainConfigSchema.pick({ device: true, threads: true }), {
-    device: flags.device,
-    threads: flags.threads,
-  });
-  for (const path of ["device", "threads"] as const) {
-    if (flags[path] === undefined) continue;
-    Object.assign(resolved.config, { [path]: machine[path] });
-    resolved.choices = resolved.choices.filter((choice) => choice.path !== path);
-  }
+  Object.assign(resolved.config, machine);
+  resolved.choices = resolved.choices.filter(({ path }) => !(path in machine));
   chooseThreads(resolved);
-  const asked = flags.device === undefined ? before : machine.device;
-  const device = openDevice(asked, { threads: settledThreads(resolved), log: say });
-  if (asked === "auto") choose(resolved, "device", device.name, device.reason);
+  const device = openDevice(machine.device ?? before, { threads: settledThreads(resolved), log: say });
+  if (machine.device === "auto") choose(resolved, "device", device.name, device.reason);
   return { run, resolved, device };
 }
 
