@@ -1,9 +1,10 @@
 /** What a run needs, told before it starts: the plan against what is then allocated, and what running out of it says. */
-import { afterAll, describe, expect, test } from "bun:test";
+import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { existsSync, readFileSync, readdirSync } from "node:fs";
 import { join } from "node:path";
 import { Decoder, type MemoryKind, NativeError, OUT_OF_MEMORY, Stepper, TransformerLM } from "@mantou/model";
-import { PlanningDevice, Tensor, Uploads, hasGpu, openDevice, openPlanningDevice } from "@mantou/model";
+import { PlanningDevice, Tensor, Uploads, buildEmulatedLibrary, hasGpu, openDevice } from "@mantou/model";
+import { openPlanningDevice } from "@mantou/model";
 import { Tokenizer } from "@mantou/tokenizer";
 import { saveTokenizer } from "@mantou/tokenizer/files";
 import { takeSnapshot } from "../../packages/train/src/checkpoint.ts";
@@ -16,6 +17,9 @@ import { formatBytes } from "../../packages/train/src/terminal/format.ts";
 import { createOptimizer } from "../../packages/train/src/trainer.ts";
 import { smallConfig } from "./support/training.ts";
 import { Workplace, smallFlags, storyText } from "./support/workplace.ts";
+
+// Compiled here, where no test waits for it.
+beforeAll(() => void buildEmulatedLibrary("plain"), 240_000);
 
 const choices = (["fp32", "bf16"] as const).flatMap((precision) =>
   (["keep", "recompute"] as const).map((activations) => [precision, activations] as const),
