@@ -252,6 +252,8 @@ test("the command: trains a tokenizer, survives SIGKILL, and what it made can be
   expect(readdirSync(place.path("runs/prepared"))).not.toContain("data");
   const evaluated = await place.succeed("eval", "--run", "runs/prepared", "--threads", "1");
   expect(evaluated.stdout).toContain("bits per byte");
+  const given = await place.succeed("eval", "--run", "runs/prepared", "--data", "prepared", "--threads", "1");
+  expect(given.stdout).toBe(evaluated.stdout.replace("its validation data", "the validation part of prepared"));
   const refused = await place.run("train", ...smallFlags, "--data", "prepared", "--val", text);
   expect(refused.stderr).toContain("which brings its own");
   // A run to start from must have the tokenizer of the data.

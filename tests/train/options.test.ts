@@ -320,10 +320,15 @@ describe("how a command ends", () => {
   });
 
   test.skipIf(!existsSync("/dev/full"))("standard output on a full disk is an error, and an end", () => {
-    const script = `exec "$0" "$1" ok --times 200000 > /dev/full`;
-    const command = ["sh", "-c", script, process.execPath, program];
-    const { exitCode, stderr } = Bun.spawnSync(command, { env: { ...process.env, NO_COLOR: "1" }, timeout: 20_000 });
-    expect(stderr.toString()).toMatch(/^error: standard output cannot be written: ENOSPC.*\n {2}fix: .*\n$/);
-    expect(exitCode).toBe(1);
+    const plan = join(import.meta.dir, "../../packages/train/src/cli/train.ts");
+    for (const argv of [
+      [program, "ok", "--times", "200000"],
+      [plan, "--plan", "--threads", "1"],
+    ]) {
+      const command = ["sh", "-c", 'exec "$0" "$@" > /dev/full', process.execPath, ...argv];
+      const { exitCode, stderr } = Bun.spawnSync(command, { env: { ...process.env, NO_COLOR: "1" }, timeout: 20_000 });
+      expect(stderr.toString()).toMatch(/^error: standard output cannot be written: ENOSPC.*\n {2}fix: .*\n$/);
+      expect(exitCode).toBe(1);
+    }
   });
 });

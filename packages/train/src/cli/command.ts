@@ -41,6 +41,11 @@ export async function runCommand(main: (argv: string[]) => void | Promise<void>)
   }
 }
 
+/** Writes to standard output as fast as its reader reads. It ends the command if it cannot; `console.log` goes on. */
+export async function print(chunk: string | Uint8Array): Promise<void> {
+  if (!process.stdout.write(chunk)) await new Promise<void>((resolve) => process.stdout.once("drain", resolve));
+}
+
 /** What a failed command prints. */
 export function errorText(error: unknown, style: Style): string {
   if (!(error instanceof UserError)) {

@@ -14,14 +14,19 @@ import { loadRun } from "../run.ts";
 import { isDirectory, openPart } from "../shards.ts";
 import { formatTable } from "../terminal/format.ts";
 import { ProgressBar } from "../terminal/progress.ts";
-import { runCommand } from "./command.ts";
+import { print, runCommand } from "./command.ts";
 import { type Command, parseOptions } from "./options.ts";
 
 const options = z.strictObject({
   run: z.string().meta({ description: "directory of a run", placeholder: "DIR" }),
-  data: z.string().optional().meta({
-    description: "text (or tokens of the same tokenizer) to evaluate; default: the run's own validation data",
-  }),
+  data: z
+    .string()
+    .optional()
+    .meta({
+      description:
+        "text to evaluate, or tokens of the same tokenizer: a file, or the validation part of prepared data; " +
+        "default: the run's own validation data",
+    }),
   device: z.enum(["auto", "cpu", "cuda"]).default("auto").meta({ description: "where to compute" }),
   threads: z.int().min(0).max(4096).default(0).meta({ description: "CPU threads; 0: one a core" }),
 });
@@ -41,8 +46,8 @@ await runCommand(async (argv) => {
   const scratch = mkdtempSync(join(tmpdir(), "mantou-eval-"));
   try {
     let file = data ?? config.val ?? config.data ?? "";
-    if (data !== undefined) checkFile("--data", data);
-    const isPrepared = data === undefined && isDirectory(file);
+    const isPrepared = isDirectory(file);
+    if (data !== undefined && !isPrepared) checkFile("--data", data);
     if (data === undefined && !isPrepared && !isTokenFile(file)) file = join(run.path, "data", "val.bin");
     if (!existsSync(file)) throw new UserError(`${path} has no validation data`, { fix: "add --data FILE" });
     if (!isPrepared && !isTokenFile(file)) file = encodeText(file, join(scratch, "text.bin"), tokenizer);
@@ -67,14 +72,15 @@ await runCommand(async (argv) => {
     }
     bar.finish();
     const loss = nats / tokens;
+    const text = data === undefined ? "its validation data" : isPrepared ? `the validation part of ${data}` : data;
     const rows = [
       ["run", `${path}, step ${step}`],
-      ["text", `${data ?? "its validation data"}: ${tokens} tokens, ${bytes} bytes`],
+      ["text", `${text}: ${tokens} tokens, ${bytes} bytes`],
       ["loss", `${loss.toFixed(4)} nats per token`],
       ["perplexity", Math.exp(loss).toFixed(3)],
       ["bits per byte", (nats / Math.LN2 / bytes).toFixed(4)],
     ];
-    console.log(formatTable(rows));
+    await print(`${formatTable(rows)}\n`);
   } finally {
     rmSync(scratch, { recursive: true, force: true });
   }

@@ -10,6 +10,7 @@ import { sidecarPath, TokenWriter } from "../dataset.ts";
 import { UserError } from "../errors.ts";
 import { formatCount } from "../terminal/format.ts";
 import { readTokenizer } from "../tokenizer-file.ts";
+import { print } from "./command.ts";
 import { type Command, parseOptions } from "./options.ts";
 import {
   ByteBar,
@@ -19,7 +20,6 @@ import {
   encodedChunks,
   interruptible,
   isRegular,
-  print,
   readInput,
   tokenizerFlag,
   usage,

@@ -89,11 +89,6 @@ export async function* counting(
   }
 }
 
-/** Writes to standard output as fast as its reader reads. */
-export async function print(chunk: string | Uint8Array): Promise<void> {
-  if (!process.stdout.write(chunk)) await new Promise<void>((resolve) => process.stdout.once("drain", resolve));
-}
-
 /** Work that Ctrl-C or SIGTERM ends in an orderly way: what it was writing is removed. */
 export async function interruptible<T>(work: (signal: AbortSignal) => Promise<T>): Promise<T> {
   const stop = new AbortController();

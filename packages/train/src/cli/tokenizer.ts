@@ -21,7 +21,7 @@ import { OutputFile } from "../output-file.ts";
 import { formatTable } from "../terminal/format.ts";
 import { ProgressBar } from "../terminal/progress.ts";
 import { readTokenizer } from "../tokenizer-file.ts";
-import { runCommand, runSubcommand, type Subcommand } from "./command.ts";
+import { print, runCommand, runSubcommand, type Subcommand } from "./command.ts";
 import { type Command, parseOptions } from "./options.ts";
 import { countShard, countShardCommand, mergeCountFiles, mergeCountsCommand, readCounts } from "./tokenizer-counts.ts";
 import { encode, encodeCommand } from "./tokenizer-encode.ts";
@@ -35,7 +35,6 @@ import {
   interruptible,
   isRegular,
   patternFlag,
-  print,
   readInput,
   specialTokensFlag,
   tokenizerFlag,
@@ -240,7 +239,7 @@ async function count(argv: string[]): Promise<void> {
   if (positionals.length === 0) {
     let tokens = 0;
     for await (const ids of encodedChunks(tokenizer.createEncoder(), readInput(undefined))) tokens += ids.length;
-    console.log(String(tokens));
+    await print(`${tokens}\n`);
     return;
   }
   const rows = [["file", "tokens", "bytes", "bytes/token"]];
@@ -260,7 +259,7 @@ async function count(argv: string[]): Promise<void> {
     allBytes += bytes;
   }
   if (positionals.length > 1) row("all", allTokens, allBytes);
-  console.log(formatTable(rows));
+  await print(`${formatTable(rows)}\n`);
 }
 
 // ---- convert -------------------------------------------------------------------------------------------------------
@@ -346,7 +345,7 @@ async function info(argv: string[]): Promise<void> {
     for await (const ids of encodedChunks(tokenizer.createEncoder(), chunks)) tokens += ids.length;
     rows.push(["bytes per token", `${(bytes / tokens).toFixed(3)} (${bytes} bytes, ${tokens} tokens of ${input})`]);
   }
-  console.log(formatTable(rows));
+  await print(`${formatTable(rows)}\n`);
 }
 
 // ---- shared --------------------------------------------------------------------------------------------------------

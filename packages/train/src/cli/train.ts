@@ -35,7 +35,7 @@ import { type Style, styleFor, visible, widthOf, wrap } from "../terminal/style.
 import { readTokenizer } from "../tokenizer-file.ts";
 import { type Outcome, train } from "../trainer.ts";
 import { WandbLog, checkWandb } from "../wandb.ts";
-import { runCommand } from "./command.ts";
+import { print, runCommand } from "./command.ts";
 import { formatConfig } from "./config-summary.ts";
 import { type Command, parseFlags } from "./options.ts";
 
@@ -129,7 +129,7 @@ await runCommand(async (argv) => {
   const style = styleFor(process.stdout);
   const say = (line: string) => console.log(line);
   if (plan) {
-    say(planOf({ preset, file, flags }, style));
+    await print(`${planOf({ preset, file, flags }, style)}\n`);
     return;
   }
   if (project !== undefined) checkWandb(project);
