@@ -1,4 +1,5 @@
 /** The HTTP server, asked by the real OpenAI client and by requests that no client would send. */
+import { connect } from "node:net";
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { TransformerLM, generate, openDevice } from "@mantou/model";
 import { Tokenizer } from "@mantou/tokenizer";
@@ -65,6 +66,20 @@ async function reached(url: string, running: number, waiting: number): Promise<v
 
 const idle = (url: string) => reached(url, 0, 0);
 
+/** What is answered to these characters, up to the end of the headers. */
+function exchange(port: number, request: string): Promise<string> {
+  const { promise, resolve, reject } = Promise.withResolvers<string>();
+  const socket = connect(port, "127.0.0.1", () => socket.write(request));
+  let answer = "";
+  socket.on("error", reject).on("data", (chunk) => {
+    answer += chunk.toString();
+    if (!answer.includes("\r\n\r\n")) return;
+    socket.destroy();
+    resolve(answer);
+  });
+  return promise;
+}
+
 describe("OpenAI's client", () => {
   test("lists the model", async () => {
     const { data } = await client.models.list();
@@ -92,6 +107,13 @@ describe("OpenAI's client", () => {
     });
     expect(first.choices.map(({ text }) => text)).toEqual(expected);
     expect(new Set(expected).size).toBe(4);
+  });
+
+  test("any whole number is a seed, and each text of the request has its own", async () => {
+    for (const seed of [Number.MAX_SAFE_INTEGER, Number.MIN_SAFE_INTEGER]) {
+      const { choices } = await ask({ seed, n: 4, max_tokens: 12, temperature: 1.2 });
+      expect(new Set(choices.map(({ text }) => text)).size).toBe(4);
+    }
   });
 
   test("prompts of ids, echo, no tokens at all", async () => {
@@ -280,6 +302,19 @@ describe("refuses", () => {
       if (status === 413) continue; // Bun's own answer
       const { error } = (await response.json()) as { error: Record<string, unknown> };
       expect(error).toMatchObject({ type: "invalid_request_error", message: expect.any(String) });
+    }
+  });
+
+  test("a request without a host, or with one that is none", async () => {
+    await using open = serve({ host: "0.0.0.0" });
+    for (const [{ url }, request, expected] of [
+      [server, "GET /health HTTP/1.0", "403 Forbidden"],
+      [server, "GET /health HTTP/1.1\r\nhost: x:y:z", "403 Forbidden"],
+      [open, "GET /health HTTP/1.0", "200 OK"],
+      [open, "GET /health HTTP/1.1\r\nhost: x:y:z", "400 Bad Request"],
+    ] as [CompletionServer, string, string][]) {
+      const answer = await exchange(Number(new URL(url).port), `${request}\r\n\r\n`);
+      expect(answer.split("\r\n")[0]).toBe(`HTTP/1.1 ${expected}`);
     }
   });
 

@@ -57,7 +57,8 @@ export function complete(
           topP: request.top_p,
           minP: request.min_p,
           repetitionPenalty: request.repetition_penalty,
-          seed: Math.abs(seed) + index,
+          // The sum must be a number that is exact.
+          seed: (Math.abs(seed) % 2 ** 52) + index,
           stopTokens,
         },
         onToken(token) {

@@ -80,12 +80,14 @@ export class CompletionServer implements AsyncDisposable {
   }
 
   async #route(request: Request): Promise<Response> {
-    const { pathname } = new URL(request.url);
     // A page in a browser may reach a loopback address under a name of its own (DNS rebinding).
     const host = request.headers.get("host") ?? "";
     if (LOOPBACK.test(this.options.host) && !LOOPBACK.test(host)) {
       throw new RequestError(403, `requests for host ${JSON.stringify(host)} are not answered here`);
     }
+    // HTTP/1.0 may leave the host out.
+    const pathname = URL.parse(request.url, "http://localhost")?.pathname;
+    if (pathname === undefined) throw new RequestError(400, `${JSON.stringify(host)} is no host`);
     const allow = (method: string) => {
       if (request.method !== method) throw new RequestError(405, `${pathname} takes ${method}, not ${request.method}`);
     };
