@@ -299,6 +299,7 @@ describe("generate", () => {
     for (const [flag, value, message] of [
       ["--top-p", "0", "--top-p is 0; it must be a number above 0 and at most 1"],
       ["--repetition-penalty", "0", "it must be a number above 0"],
+      ["--seed", "9007199254740991", "it must be a whole number of at least 0 and at most 4294967295"],
     ]) {
       const { code, stdout, stderr } = await place.run("generate", "--run", run, flag, value);
       expect([code, stdout]).toEqual([2, ""]);

@@ -55,6 +55,7 @@ const options = z.strictObject({
   seed: z
     .int()
     .min(0)
+    .max(0xffff_ffff)
     .default(1)
     .meta({ group: "Sampling", description: "same seed, same text; sample n has seed + n − 1" }),
   parallel: z
