@@ -33,8 +33,35 @@ describe.each(PATTERN_NAMES.map((pattern) => [pattern]))("a tokenizer with the p
 });
 
 test("a custom pattern survives a tokenizer.json", () => {
-  const custom = Tokenizer.train(text, { vocabSize: 300, pattern: "\\p{L}+|[^]" });
+  const custom = Tokenizer.train(text, { vocabSize: 300, pattern: "\\p{L}+|[^.\\p{L}]" });
   expect(new Tokenizer(parseHuggingFace(toHuggingFace(custom))).hash).toBe(custom.hash);
+});
+
+test.each([
+  ["\\d+", "\\d"],
+  ["[\\w-]+", "\\w"],
+  ["\\bthe\\b", "\\b"],
+  [".+", "."],
+  ["[^.]$", "$"],
+  ["^[a-z]+", "^"],
+  ["[[:alpha:]]+", "[:"],
+  ["\\p{L}+|[^]", "[^]"],
+])("a pattern that Oniguruma reads differently is neither written nor read: %s", (pattern, part) => {
+  const message = `has ${part}, which Oniguruma and JavaScript read differently`;
+  const custom = Tokenizer.train(text, { vocabSize: 260, pattern });
+  expect(() => toHuggingFace(custom)).toThrow(message);
+  const file = JSON.parse(toHuggingFace(trained("cl100k")));
+  file.pre_tokenizer.pretokenizers[0].pattern.Regex = pattern;
+  expect(() => parseHuggingFace(JSON.stringify(file))).toThrow(message);
+});
+
+test("a Split that drops what its pattern leaves unmatched is refused", () => {
+  const file = JSON.parse(toHuggingFace(trained("cl100k")));
+  const [split] = file.pre_tokenizer.pretokenizers;
+  Object.assign(split, { behavior: "Removed", invert: true });
+  expect(parseHuggingFace(JSON.stringify(file)).pattern).toBe("cl100k"); // it leaves nothing
+  split.pattern.Regex = "\\p{L}+";
+  expect(() => parseHuggingFace(JSON.stringify(file))).toThrow('behavior is "Removed", expected "Isolated"');
 });
 
 test("tokens that look like numbers or like properties of objects keep their ids", () => {

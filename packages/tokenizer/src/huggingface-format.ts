@@ -1,16 +1,42 @@
 /**
  * Hugging Face's `tokenizer.json` for byte-level BPE: what GPT-2, Llama 3, Qwen and their relatives ship. Read: the
  * vocabulary, the merges, the added tokens, the pattern and an NFC normalizer. What a tokenizer of ours does not do is
- * refused by name; only the post-processor (which adds tokens around a text) is passed over.
+ * refused by name; only what is done to ids afterwards (post-processor, truncation, padding) is passed over.
  */
 import { readToken, writeToken } from "./byte-alphabet.ts";
 import { fail, type Json, list, object, parseFile, readTokens, writeAdded } from "./huggingface-json.ts";
-import { resolvePattern } from "./patterns.ts";
+import { PATTERN_NAMES, resolvePattern } from "./patterns.ts";
 import { SentencePieceTokenizer } from "./sentencepiece.ts";
 import { parseSentencePiece } from "./sentencepiece-format.ts";
 import { Tokenizer } from "./tokenizer.ts";
 import { encodeUtf8 } from "./utf8.ts";
 import type { TokenizerOptions } from "./vocabulary.ts";
+
+/**
+ * What Oniguruma, by which Hugging Face splits, takes for something else than JavaScript does: digits and word characters of
+ * other scripts, ends of lines, names of classes. Undefined if there is nothing of the kind.
+ */
+function differsInOniguruma(source: string): string | undefined {
+  let depth = 0; // of classes
+  for (const [part] of source.matchAll(/\\[^]|\[\^?\]|\[:|[^]/g)) {
+    if (/^(?:\\[bBdDwW]|\[\^?\])$/.test(part) || (depth > 0 ? part === "[:" : /^[.^$]$/.test(part))) return part;
+    if (part.startsWith("[")) depth++;
+    else if (part === "]") depth--;
+  }
+  return undefined;
+}
+
+/** The pattern as it stands in the file. @throws if it means something else there */
+function patternForOniguruma(pattern: string): string {
+  const { id, source } = resolvePattern(pattern);
+  const part = id === source ? differsInOniguruma(source) : undefined;
+  if (part !== undefined) {
+    fail(
+      `the pattern ${JSON.stringify(source)} has ${part}, which Oniguruma and JavaScript read differently: spell it out`,
+    );
+  }
+  return source;
+}
 
 /** The pattern that a pre-tokenizer splits by. */
 function patternOf(preTokenizer: Json): string {
@@ -33,12 +59,14 @@ function patternOf(preTokenizer: Json): string {
   }
   const { Regex: source } = object(split.pattern, "the Split's pattern");
   if (typeof source !== "string") fail("the Split's pattern is no regular expression");
-  // Removed with invert keeps the matches: the same for patterns that match everything
-  const isolated = split.behavior === "Isolated" && split.invert !== true;
-  if (!isolated && !(split.behavior === "Removed" && split.invert === true)) {
+  const { id } = resolvePattern(source);
+  // Removed with invert keeps the matches alone: the same where everything matches, as with the built-in patterns
+  const keepsMatches = split.behavior === "Removed" && split.invert === true && PATTERN_NAMES.includes(id);
+  if (!keepsMatches && (split.behavior !== "Isolated" || split.invert === true)) {
     fail(`the Split's behavior is ${JSON.stringify(split.behavior)}, expected "Isolated"`);
   }
-  return resolvePattern(source).id;
+  patternForOniguruma(source);
+  return id;
 }
 
 /** What the normalizer does, alone or as the one step of a sequence. */
@@ -111,7 +139,7 @@ export function toHuggingFace(tokenizer: Tokenizer): string {
             pretokenizers: [
               {
                 type: "Split",
-                pattern: { Regex: resolvePattern(tokenizer.pattern).source },
+                pattern: { Regex: patternForOniguruma(tokenizer.pattern) },
                 behavior: "Isolated",
                 invert: false,
               },
