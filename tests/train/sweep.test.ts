@@ -1,12 +1,12 @@
 /** Sweeps: the file, runs in turn and side by side, stops, what diverges and fails, the comparison. */
 import { afterAll, describe, expect, test } from "bun:test";
-import { existsSync, readFileSync } from "node:fs";
+import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { UserError } from "../../packages/train/src/errors.ts";
 import { readMetrics } from "../../packages/train/src/metrics.ts";
 import { readSweep, resolveRun } from "../../packages/train/src/sweep/plan.ts";
 import type { ResultRow } from "../../packages/train/src/sweep/results.ts";
-import { Workplace, root, storyText, until } from "./support/workplace.ts";
+import { Workplace, root, storyText, temporariesIn, until } from "./support/workplace.ts";
 
 const place = new Workplace();
 afterAll(() => place[Symbol.dispose]());
@@ -99,8 +99,12 @@ test("runs are trained and compared; stopped and repeated, in turn or two at onc
   const stopped = await running.ended;
   expect(stopped.code).toBe(1);
   expect(stopped.stderr).toContain("go on with: bun run sweep --config");
+  // As if it had been killed while it wrote; no process has such a number.
+  const halves = ["outcomes.json", "configs/low.json", "data/val.bin"].map((path) => `${path}.tmp-4194305`);
+  for (const path of halves) writeFileSync(join(directory, path), "");
   const { stdout } = await place.succeed("sweep", "--config", file);
   expect(stdout).toContain("wild  diverged");
+  expect(temporariesIn(directory)).toEqual([]);
 
   const rows = resultsOf(directory);
   expect(rows.map(({ name, status }) => [name, status])).toEqual([

@@ -12,7 +12,7 @@
  *   lock.tmp-PID     while a process trains, to keep others away
  */
 import { existsSync, mkdirSync, readFileSync, readdirSync, statSync } from "node:fs";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { type Device, type ModelConfig, TransformerLM, writeAtomically } from "@mantou/model";
 import type { Tokenizer } from "@mantou/tokenizer";
 import { CheckpointError, checkpointStep, isWholeCheckpoint } from "./checkpoint.ts";
@@ -61,7 +61,8 @@ export class RunDirectory {
 
   /** Removes what processes that were killed while they wrote left behind. */
   removeTemporaries(): void {
-    for (const directory of [this.path, this.data, this.checkpoints]) removeTemporaries(directory);
+    const directories = [this.path, this.data, this.checkpoints, dirname(this.events)];
+    for (const directory of directories) removeTemporaries(directory);
   }
 }
 

@@ -11,6 +11,7 @@ import { checkSources, checkTextLengths, isTokenFile, prepareData, prepareTokeni
 import { RunDirectory } from "../run.ts";
 import { readUpdate } from "../dashboard/data.ts";
 import { isDirectory } from "../shards.ts";
+import { removeTemporaries } from "../temporaries.ts";
 import { type Sweep, type SweepRun, resolveRun } from "./plan.ts";
 import type { RunOutcome } from "./results.ts";
 
@@ -75,6 +76,7 @@ export async function executeSweep(
   const { directory, signal } = options;
   using _lock = new DirectoryLock(directory, 'wait until it has ended, or give this sweep another "name"');
   for (const folder of ["configs", "logs"]) mkdirSync(join(directory, folder), { recursive: true });
+  for (const folder of ["", "configs", "data", "plots"]) removeTemporaries(join(directory, folder));
   claim(sweep, directory);
   const shared = prepareShared(sweep, options, events);
   const state = join(directory, "outcomes.json");
