@@ -253,7 +253,10 @@ test("the command: trains a tokenizer, survives SIGKILL, and what it made can be
   const evaluated = await place.succeed("eval", "--run", "runs/prepared", "--threads", "1");
   expect(evaluated.stdout).toContain("bits per byte");
   const given = await place.succeed("eval", "--run", "runs/prepared", "--data", "prepared", "--threads", "1");
-  expect(given.stdout).toBe(evaluated.stdout.replace("its validation data", "the validation part of prepared"));
+  expect(given.stdout).toContain("the validation part of prepared: ");
+  const results = (stdout: string) => stdout.match(/^(loss|perplexity|bits per byte) .*|\d+ tokens, .*/gm);
+  expect(results(evaluated.stdout)).toHaveLength(4);
+  expect(results(given.stdout)).toEqual(results(evaluated.stdout));
   const refused = await place.run("train", ...smallFlags, "--data", "prepared", "--val", text);
   expect(refused.stderr).toContain("which brings its own");
   // A run to start from must have the tokenizer of the data.
