@@ -64,6 +64,50 @@ test("a Split that drops what its pattern leaves unmatched is refused", () => {
   expect(() => parseHuggingFace(JSON.stringify(file))).toThrow('behavior is "Removed", expected "Isolated"');
 });
 
+test("added tokens that would be found in another order are refused", () => {
+  const read = (...tokens: [content: string, normalized: boolean][]) => {
+    const file = JSON.parse(toHuggingFace(Tokenizer.train(text, { vocabSize: 300 })));
+    file.added_tokens = tokens.map(([content, normalized], i) => ({ id: 300 + i, content, normalized }));
+    return [...new Tokenizer(parseHuggingFace(JSON.stringify(file))).specialTokens.keys()];
+  };
+  for (const [early, late] of [
+    ["<|a|>", "<|a|>b"],
+    ["<|a|>", "b<|a|>"],
+    ["<|a|>", "b<|"],
+    ["<|a|>", "b<|a|>b"],
+  ]) {
+    const message = `"${early}" and "${late}" can overlap`;
+    expect(() => read([early, false], [late, true])).toThrow(message);
+    expect(() => read([late, true], [early, false])).toThrow(message);
+    expect(read([early, true], [late, false])).toHaveLength(2);
+    expect(read([early, true], [late, true])).toHaveLength(2);
+  }
+  // the later one begins where the earlier one ends, or is its beginning
+  expect(read(["<|a|>", false], ["|>b", true], ["<|", true], ["a|", true])).toHaveLength(4);
+});
+
+test("a vocabulary with tokens that its merges do not make needs ignore_merges, unless they are no pieces", () => {
+  const read = (change: (model: Record<string, any>) => void) => {
+    const file = JSON.parse(toHuggingFace(trained("gpt2")));
+    change(file.model);
+    return new Tokenizer(parseHuggingFace(JSON.stringify(file)));
+  };
+  const apart = (token: string) => (model: Record<string, any>) => {
+    model.ignore_merges = false;
+    model.vocab[token] = 900;
+  };
+  expect(() => read(apart("other"))).toThrow('the merges do not make token 900 ("other")');
+  expect(() =>
+    read((model) => {
+      apart("he")(model);
+      model.merges.unshift(["h", "e"]); // from now on "the" is "t" and "he"
+    }),
+  ).toThrow(/the merges do not make token \d+ \("the"\)/);
+  expect(read((model) => Object.assign(model, { ignore_merges: false })).hash).toBe(trained("gpt2").hash);
+  expect(read((model) => (model.vocab.other = 900)).encode("other")).toEqual(Int32Array.of(900));
+  expect(read(apart("madeupword0000")).count("madeupword0000")).toBeGreaterThan(1);
+});
+
 test("tokens that look like numbers or like properties of objects keep their ids", () => {
   const odd = Tokenizer.train("1111 1111 __proto__ __proto__ ", { vocabSize: 280, specialTokens: ["__proto__", "77"] });
   const { vocabJson, mergesTxt } = toGpt2(odd);

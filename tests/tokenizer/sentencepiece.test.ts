@@ -200,6 +200,14 @@ describe("files", () => {
       [(file) => (file.model.vocab["a b"] = 999), 'token "a b" has a blank'],
       [(file) => (file.model.ignore_merges = true), "ignore_merges"],
       [(file) => (file.model.vocab.t = 5), "two tokens have id 5"],
+      [
+        (file) => {
+          Object.assign(file, { normalizer: null, pre_tokenizer: { type: "Metaspace", replacement: "▁" } });
+          file.added_tokens.push({ id: 998, content: "<s>", normalized: false });
+          file.added_tokens.push({ id: 999, content: "<s>x", normalized: true });
+        },
+        'added tokens "<s>" and "<s>x" can overlap',
+      ],
     ];
     for (const [change, message] of cases) {
       expect(damaged(change)).toThrow(message);

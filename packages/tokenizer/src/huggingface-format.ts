@@ -4,13 +4,13 @@
  * refused by name; only what is done to ids afterwards (post-processor, truncation, padding) is passed over.
  */
 import { readToken, writeToken } from "./byte-alphabet.ts";
-import { fail, type Json, list, object, parseFile, readTokens, writeAdded } from "./huggingface-json.ts";
+import { checkOrder, fail, type Json, list, object, parseFile, readTokens, writeAdded } from "./huggingface-json.ts";
 import { PATTERN_NAMES, resolvePattern } from "./patterns.ts";
 import { SentencePieceTokenizer } from "./sentencepiece.ts";
 import { parseSentencePiece } from "./sentencepiece-format.ts";
 import { Tokenizer } from "./tokenizer.ts";
 import { encodeUtf8 } from "./utf8.ts";
-import type { TokenizerOptions } from "./vocabulary.ts";
+import { NO_RANK, showToken, type TokenizerOptions, Vocabulary } from "./vocabulary.ts";
 
 /**
  * What Oniguruma, by which Hugging Face splits, takes for something else than JavaScript does: digits and word characters of
@@ -81,6 +81,42 @@ function normalizationOf(normalizer: unknown): "NFC" | null {
 }
 
 /**
+ * A piece that is a token is that token here; without `ignore_merges` the merges have to make it, which they do of every
+ * token of a vocabulary that was trained.
+ *
+ * @throws naming a token that would be found here and not there
+ */
+function checkMerged(options: TokenizerOptions): void {
+  const vocabulary = new Vocabulary(options);
+  const apart: number[] = [];
+  for (const [id, bytes] of options.vocab) {
+    if (!vocabulary.isOrdinary(id)) continue;
+    const ids = Array.from(bytes, (byte) => vocabulary.byteIds[byte]);
+    for (let rank = 0; rank !== NO_RANK;) {
+      let at = 0;
+      rank = NO_RANK;
+      for (let i = 0; i + 1 < ids.length; i++) {
+        const other = vocabulary.rankOf(ids[i], ids[i + 1]);
+        if (other < rank) [rank, at] = [other, i];
+      }
+      if (rank !== NO_RANK) ids.splice(at, 2, vocabulary.merges[3 * rank + 2]);
+    }
+    if (ids.length > 1) apart.push(id);
+  }
+  if (apart.length === 0) return;
+  const tokenizer = new Tokenizer(options);
+  for (const id of apart) {
+    const bytes = tokenizer.tokenBytes(id);
+    // where it is no piece, nothing becomes of it here either
+    if (tokenizer.encodeOrdinary(bytes).length > 1) continue;
+    fail(
+      `the merges do not make token ${id} (${showToken(bytes)}), and model.ignore_merges is not true: ` +
+        "such a vocabulary is not supported",
+    );
+  }
+}
+
+/**
  * A tokenizer's options from the text of a `tokenizer.json`.
  *
  * @throws naming the field that is wrong, or that asks for something else than byte-level BPE.
@@ -90,11 +126,12 @@ export function parseHuggingFace(text: string): TokenizerOptions {
   if (model.byte_fallback === true) fail("byte_fallback is true: this is not byte-level BPE");
   const normalization = normalizationOf(file.normalizer);
   const tokens = readTokens(file, model);
+  if (normalization === null) checkOrder(tokens);
   const vocab = new Map(Array.from(tokens.added, ([token, id]) => [id, encodeUtf8(token)]));
   for (const [id, token] of tokens.vocab) vocab.set(id, readToken(token));
   const merges = tokens.merges.map(([left, right]): [Uint8Array, Uint8Array] => [readToken(left), readToken(right)]);
   const pattern = patternOf(object(file.pre_tokenizer, "pre_tokenizer"));
-  return {
+  const options: TokenizerOptions = {
     vocab,
     merges,
     specialTokens: [...tokens.added.keys()],
@@ -102,6 +139,8 @@ export function parseHuggingFace(text: string): TokenizerOptions {
     normalization,
     normalizedSpecialTokens: tokens.normalized,
   };
+  if (model.ignore_merges !== true) checkMerged(options);
+  return options;
 }
 
 /** The tokenizer of a `tokenizer.json`, byte-level or SentencePiece's. @throws as `parseHuggingFace` does */

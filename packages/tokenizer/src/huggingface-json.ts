@@ -86,6 +86,31 @@ export function readTokens(file: Json, model: Json): Tokens {
   return { vocab, added, normalized, merges };
 }
 
+/**
+ * Where nothing is normalized, ours finds all added tokens at once; Hugging Face's library, those with `normalized` after all
+ * others even so.
+ *
+ * @throws naming two of them where that makes a difference
+ */
+export function checkOrder({ added, normalized }: Tokens): void {
+  const first = [...added.keys()].filter((token) => !normalized.includes(token));
+  for (const late of normalized) {
+    const taken = first.find((early) => {
+      for (let at = 0; at < late.length; at++) {
+        const rest = late.slice(at);
+        if (rest.startsWith(early) ? rest !== early || at > 0 : at > 0 && early.startsWith(rest)) return true;
+      }
+      return false;
+    });
+    if (taken !== undefined) {
+      fail(
+        `added tokens ${JSON.stringify(taken)} and ${JSON.stringify(late)} can overlap, and only the latter is ` +
+          '"normalized", so that the former would come first: that is not supported',
+      );
+    }
+  }
+}
+
 /** The entries of `added_tokens`, by id. */
 export function writeAdded(added: ReadonlyMap<string, number>, normalized: readonly string[]): Json[] {
   return Array.from(added, ([content, id]) => ({

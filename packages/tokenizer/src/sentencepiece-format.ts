@@ -3,7 +3,7 @@
  * "▁" in front and in the place of blanks (Llama 2, TinyLlama), or a Metaspace pre-tokenizer (newer conversions). Anything
  * else is refused by name; the post-processor, which adds <s> to a text, is passed over.
  */
-import { fail, type Json, list, object, readTokens, writeAdded } from "./huggingface-json.ts";
+import { checkOrder, fail, type Json, list, object, readTokens, writeAdded } from "./huggingface-json.ts";
 import type { BlankInFront, SentencePieceOptions } from "./sentencepiece.ts";
 
 const LOW_LINE = "▁";
@@ -67,7 +67,9 @@ function readDecoder(file: Json): boolean {
 /** @throws naming what is damaged, or asks for something else */
 export function parseSentencePiece(file: Json, model: Json): SentencePieceOptions {
   if (model.ignore_merges === true) fail("model.ignore_merges is not supported with byte fallback");
-  const { vocab, added, normalized, merges } = readTokens(file, model);
+  const tokens = readTokens(file, model);
+  const { vocab, added, normalized, merges } = tokens;
+  if (file.normalizer == null) checkOrder(tokens);
   return {
     vocab,
     merges,
