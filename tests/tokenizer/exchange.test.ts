@@ -182,6 +182,20 @@ describe("what is damaged is refused:", () => {
   });
 });
 
+test.each(["é", "§", "Ġthe", "Ã¯", " the", " "])(
+  "a special token %p that files in GPT-2's alphabet cannot hold is refused",
+  (token) => {
+    const { merges } = tokenizer;
+    const vocab = new Map(tokenizer.vocab);
+    const bytes = new TextEncoder().encode(token);
+    if (![...vocab.values()].map(String).includes(String(bytes))) vocab.set(400, bytes);
+    const other = new Tokenizer({ vocab, merges, specialTokens: [token] });
+    for (const write of [toGpt2, toHuggingFace]) {
+      expect(() => write(other)).toThrow(`special token ${JSON.stringify(token)} cannot be told from an ordinary one`);
+    }
+  },
+);
+
 test("what tiktoken cannot hold is refused", () => {
   const vocab = new Map(tokenizer.vocab);
   vocab.set(400, Uint8Array.of(1, 2, 3));

@@ -43,13 +43,32 @@ export function parseGpt2(vocabJson: string, mergesTxt: string): Pick<TokenizerO
   return { vocab, merges };
 }
 
+/**
+ * Tokens as vocab.json and tokenizer.json write them, with their ids: special tokens as they are, all others in the alphabet.
+ *
+ * @throws naming a special token that would be read as another token, or is one that merges need
+ */
+export function writeVocabulary(tokenizer: Tokenizer): [token: string, id: number][] {
+  const special = new Map(Array.from(tokenizer.specialTokens, ([text, id]) => [id, text]));
+  const made = new Set(tokenizer.merges.map(([left, right]) => writeToken(left) + writeToken(right)));
+  return Array.from(tokenizer.vocab, ([id, bytes]) => {
+    const written = writeToken(bytes);
+    const text = special.get(id) ?? written;
+    const isOrdinary = bytes.length === 1 || made.has(written);
+    if (text !== written && (isOrdinary || writeToken(readToken(text)) !== written)) {
+      throw new TokenizerError(
+        `special token ${JSON.stringify(text)} cannot be told from an ordinary one in this format, which writes bytes as ` +
+          'characters: use another one, or the format "mantou"',
+      );
+    }
+    return [text, id];
+  });
+}
+
 /** The texts of GPT-2's two files. They have no place for the pattern; special tokens are in the vocabulary by their text. */
 export function toGpt2(tokenizer: Tokenizer): { vocabJson: string; mergesTxt: string } {
   checkByteLevel(tokenizer, "GPT-2's vocab.json and merges.txt");
-  const special = new Map(Array.from(tokenizer.specialTokens, ([text, id]) => [id, text]));
-  const entries = Array.from(tokenizer.vocab, ([id, bytes]) => {
-    return `${JSON.stringify(special.get(id) ?? writeToken(bytes))}: ${id}`;
-  });
+  const entries = writeVocabulary(tokenizer).map(([token, id]) => `${JSON.stringify(token)}: ${id}`);
   const lines = tokenizer.merges.map(([left, right]) => `${writeToken(left)} ${writeToken(right)}\n`);
   return { vocabJson: `{${entries.join(", ")}}\n`, mergesTxt: `#version: 0.2\n${lines.join("")}` };
 }

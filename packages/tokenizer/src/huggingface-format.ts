@@ -4,6 +4,7 @@
  * refused by name; only what is done to ids afterwards (post-processor, truncation, padding) is passed over.
  */
 import { readToken, writeToken } from "./byte-alphabet.ts";
+import { writeVocabulary } from "./gpt2-format.ts";
 import { checkOrder, fail, type Json, list, object, parseFile, readTokens, writeAdded } from "./huggingface-json.ts";
 import { PATTERN_NAMES, resolvePattern } from "./patterns.ts";
 import { SentencePieceTokenizer } from "./sentencepiece.ts";
@@ -154,16 +155,13 @@ export function fromHuggingFace(text: string): Tokenizer {
 /** The text of a `tokenizer.json` that Hugging Face's tokenizers loads to give the same ids. */
 export function toHuggingFace(tokenizer: Tokenizer): string {
   if (tokenizer instanceof SentencePieceTokenizer) return `${JSON.stringify(tokenizer)}\n`;
-  const special = new Map(Array.from(tokenizer.specialTokens, ([text, id]) => [id, text]));
   const byteLevel = (useRegex: boolean): Json => ({
     type: "ByteLevel",
     add_prefix_space: false,
     trim_offsets: true,
     use_regex: useRegex,
   });
-  const vocab = Array.from(tokenizer.vocab, ([id, bytes]) => {
-    return `${JSON.stringify(special.get(id) ?? writeToken(bytes))}:${id}`;
-  });
+  const vocab = writeVocabulary(tokenizer).map(([token, id]) => `${JSON.stringify(token)}:${id}`);
   const file = {
     version: "1.0",
     truncation: null,
