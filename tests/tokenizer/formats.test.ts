@@ -2,7 +2,7 @@
  * Files and formats: our JSON, GPT-2's two files, training from and encoding of files, and what happens to bad ones.
  */
 import { afterAll, describe, expect, test } from "bun:test";
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Tokenizer, TokenizerError, type TokenizerJson } from "@mantou/tokenizer";
@@ -132,7 +132,13 @@ describe("files of ours", () => {
 
   test("that cannot be written or read are named, and nothing is left behind", () => {
     expect(() => saveTokenizer(tokenizer, file("no/where.json"))).toThrow(file("no/where.json"));
-    expect(() => saveTokenizer(tokenizer, directory)).toThrow(directory);
+    expect(() => saveTokenizer(tokenizer, directory)).toThrow(`${directory}: it is no regular file`);
+    writeFileSync(file("text"), "");
+    expect(() => saveTokenizer(tokenizer, file("text/where.json"))).toThrow(/ENOTDIR.*text\/where\.json/);
+    const pipe = file("pipe"); // replacing it would be a device's fate too: root may write beside /dev/null
+    expect(Bun.spawnSync(["mkfifo", pipe]).success).toBe(true);
+    expect(() => saveTokenizer(tokenizer, pipe)).toThrow(`${pipe}: it is no regular file`);
+    expect(statSync(pipe).isFIFO()).toBe(true);
     expect(
       readdirSync(join(directory, "..")).filter((name) => name.includes("mantou") && name.endsWith("tmp")),
     ).toEqual([]);

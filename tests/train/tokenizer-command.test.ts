@@ -3,7 +3,7 @@
  * four parts.
  */
 import { afterAll, describe, expect, test } from "bun:test";
-import { existsSync, readdirSync, readFileSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { loadTokenizer } from "@mantou/tokenizer/files";
 import { root, storyText, succeeded, Workplace } from "./support/workplace.ts";
@@ -118,4 +118,20 @@ test("convert goes through every format and back", async () => {
   expect(code).toBe(1);
   expect(stderr).toContain("not a tokenizer file");
   expect(existsSync(place.path("nothing"))).toBe(false);
+}, 60_000);
+
+test("an --out that could not be written is refused before any work", async () => {
+  expect(Bun.spawnSync(["mkfifo", place.path("pipe")]).success).toBe(true);
+  for (const [out, message] of [
+    ["pipe", "--out pipe is no regular file"],
+    [".", "--out . is a directory"],
+    ["none/t.json", "there is no directory none"],
+    ["t.json/t.json", "there is no directory t.json"],
+  ]) {
+    const { code, stderr } = await place.run("tokenizer", "train", files[0], "--out", out);
+    expect(code).toBe(2);
+    expect(stderr).toContain(message);
+    expect(stderr).not.toContain("counting");
+  }
+  expect(statSync(place.path("pipe")).isFIFO()).toBe(true);
 }, 60_000);

@@ -5,6 +5,7 @@
 import { TokenizerError } from "./errors.ts";
 import {
   closeSync,
+  existsSync,
   fstatSync,
   fsyncSync,
   mkdirSync,
@@ -115,8 +116,10 @@ function writeText(path: string, content: string): void {
 function writeFile(path: string, parts: Uint8Array[]): void {
   const temporary = `${path}.${process.pid}.tmp`;
   withPath(path, () => {
+    // renaming would replace a device or a pipe: by root, even /dev/null
+    if (existsSync(path) && !statSync(path).isFile()) throw new TokenizerError("it is no regular file");
+    const file = openSync(temporary, "w");
     try {
-      const file = openSync(temporary, "w");
       try {
         for (const part of parts) {
           for (let written = 0; written < part.length;) written += writeSync(file, part, written);

@@ -1,5 +1,5 @@
 /** What the tokenizer's subcommands share: checks of paths, reading, printing, interruption and progress. */
-import { createReadStream, existsSync, statSync } from "node:fs";
+import { accessSync, constants, createReadStream, existsSync, statSync } from "node:fs";
 import { availableParallelism } from "node:os";
 import { dirname } from "node:path";
 import { PATTERN_NAMES, type StreamingEncoder } from "@mantou/tokenizer";
@@ -47,11 +47,19 @@ export function checkText(path: string): void {
 
 /** Refuses an output that would fail after all the work. */
 export function checkTarget(path: string): void {
-  if (existsSync(path) && statSync(path).isDirectory()) {
+  const kind = (each: string) => (existsSync(each) ? statSync(each) : undefined);
+  if (kind(path)?.isDirectory()) {
     throw new UserError(`--out ${path} is a directory`, { fix: `give a file in it: --out ${path}/NAME` });
   }
-  if (!existsSync(dirname(path))) {
+  // it would be replaced: by root, even /dev/null
+  if (kind(path)?.isFile() === false) throw new UserError(`--out ${path} is no regular file`, { fix: "give another" });
+  if (!kind(dirname(path))?.isDirectory()) {
     throw new UserError(`--out ${path}: there is no directory ${dirname(path)}`, { fix: "make it first" });
+  }
+  try {
+    accessSync(dirname(path), constants.W_OK);
+  } catch {
+    throw new UserError(`--out ${path}: ${dirname(path)} may not be written to`, { fix: "choose another directory" });
   }
 }
 
