@@ -12,6 +12,7 @@ import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { AdamW, type DeviceName, Stepper, TransformerLM, openDevice } from "@mantou/model";
+import { toUserError } from "../../packages/train/src/cli/known-errors.ts";
 import { formatTable } from "../../packages/train/src/terminal/format.ts";
 
 const shapes = {
@@ -120,9 +121,10 @@ for (const label of values.shape) {
   const attempt = (work: () => void) => {
     try {
       work();
-    } catch (error) {
-      result.failed.push((error as Error).message);
-      console.error(`${label}: ${(error as Error).message}`);
+    } catch (thrown) {
+      const { message } = toUserError(thrown) as Error;
+      result.failed.push(message);
+      console.error(`${label}: ${message}`);
     }
     if (values.out) writeFileSync(values.out, `${JSON.stringify(results, null, 1)}\n`);
   };

@@ -4,7 +4,9 @@ import { chmodSync, mkdtempSync, rmSync, truncateSync, writeFileSync } from "nod
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { NativeError, Tensor, openDevice, operations } from "@mantou/model";
+import { findCompiler } from "../../packages/model/src/build.ts";
 import { Native } from "../../packages/model/src/native.ts";
+import { symbols } from "../../packages/model/src/symbols.ts";
 import { onEveryBackend } from "../conformance/backends.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "mantou-native-"));
@@ -251,4 +253,45 @@ test("openDevice names what it does not know", () => {
   using device = openDevice("cpu", { threads: 2 });
   expect(device.description).toContain("2 threads");
   expect([device.name, device.reason]).toEqual(["cpu", "asked for"]);
+});
+
+/** A library without a device, in which all calls succeed but those that are given parameters and bodies of their own. */
+function standIn(name: string, bodies: Record<string, string>): string {
+  const functions = Object.entries(symbols).map(([symbol, { result }]) => {
+    const type = { status: "int", i32: "int", size: "long long", text: "const char*" }[result];
+    return `${type} ${symbol}${bodies[symbol] ?? "() { return 0; }"}`;
+  });
+  const [source, library] = [join(folder, `${name}.c`), join(folder, `${name}.so`)];
+  writeFileSync(source, functions.join("\n"));
+  const { success, stderr } = Bun.spawnSync([
+    findCompiler().command,
+    "-x",
+    "c",
+    "-shared",
+    "-fPIC",
+    source,
+    "-o",
+    library,
+  ]);
+  if (!success) throw new Error(String(stderr));
+  return library;
+}
+
+test("where a kernel has failed, and freeing fails too, the error is the kernel's", () => {
+  const library = standIn("failed", {
+    mantou_abi_version: "() { return 7; }",
+    mantou_backend: '() { return "cuda"; }',
+    mantou_last_error: '() { return "an illegal memory access"; }',
+    mantou_context_create: "(int device, int threads, long long* context) { *context = 1; return 0; }",
+    mantou_synchronize: "() { return 5; }",
+    mantou_free: "() { return 5; }",
+  });
+  const native = new Native(library);
+  const use = () => {
+    using _memory = native.allocate(8);
+    native.call("mantou_synchronize");
+  };
+  // First seen when memory is freed, it is an error there.
+  expect(() => native.allocate(8)[Symbol.dispose]()).toThrow("an illegal memory access");
+  expect(use).toThrow("an illegal memory access, called as mantou_synchronize()");
 });

@@ -62,6 +62,8 @@ export class Native implements Disposable {
   #functions: Record<SymbolName, RawFunction>;
   #context: number = 0;
   #owned = new Set<Disposable>();
+  /** Whether a call has failed on the device: that error has been told. */
+  #deviceFailed = false;
   readonly backend: string;
 
   /**
@@ -122,7 +124,7 @@ export class Native implements Disposable {
     const address = Number(place[0]);
     const memory: Memory = new Memory(this, address, bytes, () => {
       this.#owned.delete(memory);
-      this.#check(this.#functions.mantou_free(this.#context, address));
+      this.#checkFreed(this.#functions.mantou_free(this.#context, address));
       onFree();
     });
     this.#owned.add(memory);
@@ -137,7 +139,7 @@ export class Native implements Disposable {
     const address = Number(place[0]);
     const memory: HostMemory = new HostMemory(this, address, bytes, () => {
       this.#owned.delete(memory);
-      this.#check(this.#functions.mantou_free_host(this.#context, address));
+      this.#checkFreed(this.#functions.mantou_free_host(this.#context, address));
     });
     this.#owned.add(memory);
     return memory;
@@ -166,7 +168,7 @@ export class Native implements Disposable {
     const address = Number(place[0]);
     const graph: Graph = new Graph(address, () => {
       this.#owned.delete(graph);
-      this.#check(this.#functions.mantou_graph_destroy(this.#context, address));
+      this.#checkFreed(this.#functions.mantou_graph_destroy(this.#context, address));
     });
     this.#owned.add(graph);
     return graph;
@@ -240,7 +242,14 @@ export class Native implements Disposable {
   }
 
   #check(status: unknown, more = ""): void {
-    if (status !== 0) throw new NativeError(`${String(this.#functions.mantou_last_error())}${more}`, Number(status));
+    if (status === 0) return;
+    this.#deviceFailed ||= status === DEVICE_ERROR;
+    throw new NativeError(`${String(this.#functions.mantou_last_error())}${more}`, Number(status));
+  }
+
+  /** A GPU on which a kernel has failed frees nothing either; saying so would hide the error that came first. */
+  #checkFreed(status: unknown): void {
+    if (status !== DEVICE_ERROR || !this.#deviceFailed) this.#check(status);
   }
 }
 
