@@ -1,11 +1,12 @@
 /** Checkpoints written beside the training, and which of them are kept. */
 import { afterAll, describe, expect, test } from "bun:test";
-import { mkdtempSync, readFileSync, readdirSync, rmSync } from "node:fs";
+import { mkdtempSync, readFileSync, readdirSync, rmSync, symlinkSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { TransformerLM } from "@mantou/model";
 import { CheckpointWriter } from "../../packages/train/src/checkpoint-writer.ts";
 import { checkpointStep, listCheckpoints, saveCheckpoint } from "../../packages/train/src/checkpoint.ts";
+import { RunDirectory } from "../../packages/train/src/run.ts";
 import { createOptimizer } from "../../packages/train/src/trainer.ts";
 import { device, smallConfig, trainSmall } from "./support/training.ts";
 
@@ -53,6 +54,27 @@ describe("a checkpoint written beside the training", () => {
     expect(error?.code).toBe("ENOENT");
     expect(error?.message).toContain(path);
   });
+
+  for (const file of ["metrics", "samples"] as const) {
+    test(`comes after the ${file} before it are on the disk, or not at all`, async () => {
+      const config = smallConfig({ sampleInterval: 1, evalInterval: 0 });
+      const directory = new RunDirectory(mkdtempSync(join(folder, "run-")));
+      const training = trainSmall({
+        config,
+        directory,
+        events: () => ({
+          onStep({ step }) {
+            if (step !== 2) return;
+            // It takes all that is written and is on no disk.
+            rmSync(directory[file], { force: true });
+            symlinkSync("/dev/null", directory[file]);
+          },
+        }),
+      });
+      expect(await training.catch((error: Error) => error.message)).toStartWith(`${directory[file]}: EINVAL`);
+      expect(readdirSync(directory.checkpoints)).toEqual([]);
+    });
+  }
 });
 
 describe("checkpoints that are kept", () => {

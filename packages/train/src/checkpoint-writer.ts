@@ -14,16 +14,18 @@ export class CheckpointWriter implements AsyncDisposable {
 
   /**
    * Takes the copy and returns; `onWritten` is called once the file is there.
+   * @param before files that must be on the disk before it: without that, a power cut could leave it and not what they got
    * @throws what went wrong with the checkpoint before
    */
   async save(
     path: string,
     trained: { model: TransformerLM; optimizer: AdamW; iteration: number },
     onWritten: () => void,
+    before: string[] = [],
   ): Promise<void> {
     await this.finish();
     const snapshot = takeSnapshot(trained, this.#spare);
-    this.#writing = this.#write({ path, snapshot }).then(onWritten);
+    this.#writing = this.#write({ path, snapshot, before }).then(onWritten);
     // Whoever saves next, or finishes, hears of it.
     this.#writing.catch(() => {});
   }

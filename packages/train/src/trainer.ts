@@ -156,10 +156,11 @@ export async function train(
     const best = bestStep(history);
     const keeps = (old: number) =>
       (config.keepEvery > 0 && old % config.keepEvery === 0) || (config.keepBest && old === best);
-    await writer.save(path, { model, optimizer, iteration: step }, () => {
+    const onWritten = () => {
       pruneCheckpoints(run.checkpoints, config.keepCheckpoints, step, keeps);
       events.onCheckpoint?.(path);
-    });
+    };
+    await writer.save(path, { model, optimizer, iteration: step }, onWritten, [run.metrics, run.samples]);
     saved = step;
   };
   const probe = new UpdateProbe(model);
