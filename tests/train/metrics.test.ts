@@ -1,6 +1,6 @@
 /** What a run measures, and TensorBoard's event files. */
 import { describe, expect, test } from "bun:test";
-import { readFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 import { TransformerLM } from "@mantou/model";
 import { UpdateProbe, flopsPerToken, measurePeak } from "../../packages/train/src/measure.ts";
 import { device, smallConfig, tokenizer, trainSmall } from "./support/training.ts";
@@ -142,4 +142,35 @@ describe("measurements", () => {
     }
     expect(measurePeak(device, "float32")).toBeGreaterThan(1e8);
   });
+});
+
+test("metrics that were damaged or taken away are told of where a run goes on, which it does to the same bits", async () => {
+  const config = smallConfig({ checkpointInterval: 6, onDivergence: "skip" });
+  const reference = await trainSmall({ config });
+  const events = (_: unknown, stop: AbortController) => ({
+    onStep: ({ step }: { step: number }) => void (step === 8 && stop.abort()),
+  });
+  const lines = (path: string) => readFileSync(path, "utf8").trimEnd().split("\n");
+  for (const [damage, lacking, skipped] of [
+    [(all) => all, undefined, []],
+    [(all) => all, undefined, [{ checkpoint: 0, first: 12, last: 12 }]],
+    [(all) => all.filter((_, i) => i !== 3), undefined, [{ checkpoint: 0, first: 4, last: 4 }]],
+    [(all) => all.with(3, all[3].slice(0, 9)), 1, []],
+    [(all) => ["null", '{"step": "1"}', "[1]", ...all.slice(3)], 3, []],
+    [() => [], 8, []],
+  ] as [(all: string[]) => string[], number | undefined, object[]][]) {
+    const { run } = await trainSmall({ config, events });
+    writeFileSync(run.metrics, damage(lines(run.metrics)).join("\n"));
+    if (skipped.length > 0) writeFileSync(run.skipped, JSON.stringify(skipped));
+    const warnings: string[] = [];
+    const { weights } = await trainSmall({
+      config,
+      directory: run,
+      events: () => ({ onWarning: (message) => warnings.push(message) }),
+    });
+    const told = `${run.metrics} was damaged or taken away: it lacks ${lacking} of the 8 steps done so far`;
+    expect(warnings).toEqual(lacking === undefined ? [] : [expect.stringContaining(told)]);
+    if (skipped.length === 0) expect(weights).toEqual(reference.weights);
+    expect(lines(run.metrics)).toHaveLength(20 - (lacking ?? 0) - skipped.length);
+  }
 });

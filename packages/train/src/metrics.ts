@@ -84,13 +84,14 @@ export class MetricsWriter {
   }
 }
 
-/** All metrics of a file, in order; a last line that was cut off is left out. */
+/** All metrics of a file, in order; lines that are none, such as a last one that was cut off, are left out. */
 export function readMetrics(path: string): StepMetrics[] {
   if (!existsSync(path)) return [];
   const lines = readFileSync(path, "utf8").split("\n");
   return lines.flatMap((line) => {
     try {
-      return line === "" ? [] : [JSON.parse(line) as StepMetrics];
+      const metrics = JSON.parse(line) as StepMetrics | null;
+      return Number.isInteger(metrics?.step) ? [metrics!] : [];
     } catch {
       return [];
     }

@@ -146,6 +146,12 @@ export async function train(
   };
   const begun = restore();
   if (begun !== undefined && begun > 0) events.onResume?.(begun);
+  let lacking = -history.length;
+  for (let step = 1; step <= saved; step++) if (!skips.has(step)) lacking++;
+  if (lacking > 0) {
+    const which = `${lacking} of the ${saved} steps done so far`;
+    events.onWarning?.(`${run.metrics} was damaged or taken away: it lacks ${which}, and so do the curves`);
+  }
   let metricsFile = new MetricsWriter(run.metrics, run.events, history);
   await using writer = new CheckpointWriter();
   const checkpoint = async (step: number) => {
