@@ -1,6 +1,6 @@
 /**
  * What nvcc's assembler says of every kernel: registers, shared memory, stack and spills. Compiles the CUDA library first
- * if need be; no GPU is needed. Exits with 1 where a kernel spills, as all of them are hot.
+ * if need be; no GPU is needed. Exits with 1 where a kernel spills, as all of them are hot, or a compiler warned.
  * Usage: bun bench/gpu/resources.ts [--all]   (without --all: the architecture of H100 and H200 only)
  */
 import { readFileSync } from "node:fs";
@@ -43,6 +43,11 @@ export function parseResources(text: string): Resources[] {
   return found;
 }
 
+/** The lines in which nvcc, its host compiler or its assembler warns of something. */
+export function parseWarnings(text: string): string[] {
+  return text.split("\n").filter((line) => /\bwarning\b/i.test(line));
+}
+
 /** Names as they stand in the source, without parameters and namespaces. */
 function demangle(names: string[]): string[] {
   const answer = Bun.spawnSync(["c++filt", "-p"], { stdin: Buffer.from(names.join("\n")) });
@@ -56,7 +61,8 @@ function demangle(names: string[]): string[] {
 
 if (import.meta.main) {
   const library = buildCudaLibrary();
-  const all = parseResources(readFileSync(join(dirname(library), MESSAGES), "utf8"));
+  const text = readFileSync(join(dirname(library), MESSAGES), "utf8");
+  const [all, warnings] = [parseResources(text), parseWarnings(text)];
   const names = demangle(all.map(({ kernel }) => kernel));
   const kernels = all.map((resources, i) => ({ ...resources, kernel: names[i]! }));
   const shown = kernels
@@ -67,6 +73,9 @@ if (import.meta.main) {
   const spilling = kernels.filter(({ kernel, spills }) => spills > 0 && !MAY_SPILL[kernel]);
   for (const { kernel, architecture, spills } of spilling)
     console.log(`${kernel} spills ${spills} bytes on ${architecture}`);
-  console.log(`${kernels.length} kernels, ${spilling.length} of which spill and should not`);
-  process.exit(spilling.length === 0 && kernels.length > 0 ? 0 : 1);
+  for (const warning of warnings) console.log(warning);
+  console.log(
+    `${kernels.length} kernels, ${spilling.length} of which spill and should not; ${warnings.length} warnings`,
+  );
+  process.exit(spilling.length + warnings.length === 0 && kernels.length > 0 ? 0 : 1);
 }

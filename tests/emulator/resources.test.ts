@@ -1,6 +1,6 @@
 /** Reading what nvcc's assembler says of kernels (bench/gpu/resources.ts). */
 import { expect, test } from "bun:test";
-import { parseResources } from "../../bench/gpu/resources.ts";
+import { parseResources, parseWarnings } from "../../bench/gpu/resources.ts";
 
 test("registers, shared memory, stack and spills of each kernel and architecture", () => {
   const text = `ptxas info    : 0 bytes gmem
@@ -17,4 +17,13 @@ ptxas info    : Used 80 registers, used 1 barriers, 96 bytes cumulative stack si
     { kernel: "_Z5countv", architecture: "sm_90a", registers: 80, shared: 192, stack: 96, spills: 336 },
   ]);
   expect(parseResources("")).toEqual([]);
+});
+
+test("warnings of nvcc, of its host compiler and of its assembler, and nothing else", () => {
+  const warnings = [
+    'rope.cu(26): warning #177-D: variable "unused" was declared but never referenced',
+    "rope.cu:26:7: warning: unused variable 'unused' [-Wunused-variable]",
+    "ptxas warning : Registers are spilled to local memory in function '_Z5countv'",
+  ];
+  expect(parseWarnings(["ptxas info    : 0 bytes gmem", ...warnings, ""].join("\n"))).toEqual(warnings);
 });

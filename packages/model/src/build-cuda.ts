@@ -36,8 +36,9 @@ const HOST_WARNINGS = "-Wall,-Wextra";
 /** A100 and what came after it by its code, H100 and H200 with instructions of their own. */
 const ARCHITECTURES = ["-gencode=arch=compute_80,code=[sm_80,compute_80]", "-gencode=arch=compute_90a,code=sm_90a"];
 
+/** A warning is no error here: other releases of nvcc and of its host compiler have others (resources.ts looks at them). */
 const NVCC_FLAGS = [
-  ..."-std=c++17 -O3 -cudart static -Werror all-warnings -Xptxas -v".split(" "),
+  ..."-std=c++17 -O3 -cudart static -Xptxas -v".split(" "),
   ...ARCHITECTURES,
   `-Xcompiler=-fPIC,-fvisibility=hidden,${HOST_WARNINGS}`,
 ];
