@@ -48,6 +48,25 @@ test("four machines' counts train as one run over everything does", async () => 
   expect(code).toBe(2);
   expect(stderr).toContain('other.counts: counts by the pattern "o200k" cannot join those by "gpt2"');
   expect(existsSync(place.path("x.counts"))).toBe(false);
+  for (const [flags, message] of [
+    [["--pattern", "o200k"], '--pattern is "o200k", but the words were counted with "gpt2"'],
+    [["--special-tokens="], '--special-tokens is [], but the words were counted with ["<|endoftext|>"]'],
+    [["--pattern", "gpt2", "--special-tokens", "<|endoftext|>"], undefined],
+  ] as const) {
+    const trained = await place.run(
+      "tokenizer",
+      "train",
+      ...all,
+      ...flags,
+      "--vocab-size",
+      "400",
+      "--out",
+      "again.json",
+    );
+    expect(trained.code).toBe(message === undefined ? 0 : 2);
+    expect(trained.stderr).toContain(message ?? "");
+    expect(existsSync(place.path("again.json"))).toBe(message === undefined);
+  }
 }, 60_000);
 
 test("a file whose name begins like a flag is named with its folder", async () => {
@@ -118,6 +137,10 @@ test("convert goes through every format and back", async () => {
   expect(code).toBe(1);
   expect(stderr).toContain("not a tokenizer file");
   expect(existsSync(place.path("nothing"))).toBe(false);
+  const flags = ["--special-tokens", "<|endoftext|>", "--to", "mantou", "--out", "nothing"];
+  expect((await place.run("tokenizer", "convert", "ranks.tiktoken", ...flags)).stderr).toContain(
+    '--special-tokens is ["<|endoftext|>"]; it must be TEXT=ID, such as "<|endoftext|>=100257"',
+  );
 }, 60_000);
 
 test("an --out that could not be written is refused before any work", async () => {

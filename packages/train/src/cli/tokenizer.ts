@@ -19,10 +19,11 @@ import { TokenFile } from "../dataset.ts";
 import { UserError } from "../errors.ts";
 import { OutputFile } from "../output-file.ts";
 import { formatTable } from "../terminal/format.ts";
+import { flagOf } from "../schema.ts";
 import { ProgressBar } from "../terminal/progress.ts";
 import { readTokenizer } from "../tokenizer-file.ts";
 import { print, runCommand, runSubcommand, type Subcommand } from "./command.ts";
-import { type Command, parseOptions } from "./options.ts";
+import { type Command, parseFlags, parseOptions } from "./options.ts";
 import { countShard, countShardCommand, mergeCountFiles, mergeCountsCommand, readCounts } from "./tokenizer-counts.ts";
 import { encode, encodeCommand } from "./tokenizer-encode.ts";
 import {
@@ -109,7 +110,7 @@ async function train(argv: string[]): Promise<void> {
         }
       },
     };
-    if (isCounts) return trainFromCounts(positionals, settings);
+    if (isCounts) return trainFromCounts(positionals, settings, parseFlags(trainCommand, argv).given);
     if (positionals.length === 0) return Tokenizer.train(readInput(undefined), settings);
     const threads = positionals.every(isRegular) ? threadsFor(workers) : 1;
     return trainFromFiles(positionals, { ...settings, workers: threads });
@@ -119,9 +120,16 @@ async function train(argv: string[]): Promise<void> {
   console.log(`${out}: ${describe(tokenizer)}`);
 }
 
-/** Counts say themselves how their text was split. */
-function trainFromCounts(paths: string[], settings: TrainOptions): Tokenizer {
+/** Counts say themselves how their text was split: flags may say the same, but nothing else. */
+function trainFromCounts(paths: string[], settings: TrainOptions, given: Record<string, unknown>): Tokenizer {
   const { counts, about } = readCounts(paths);
+  for (const field of ["pattern", "specialTokens"] as const) {
+    const [asked, counted] = [settings[field], about[field]].map((value) => JSON.stringify(value));
+    if (!(field in given) || asked === counted) continue;
+    throw new UserError(`${flagOf(field)} is ${asked}, but the words were counted with ${counted}`, {
+      fix: "leave the flag out, or give it to count-shard",
+    });
+  }
   return Tokenizer.trainFromCounts(counts, { ...settings, ...about });
 }
 
@@ -274,9 +282,13 @@ const convertOptions = z.strictObject({
     .optional()
     .meta({ description: "of an input that does not say it: tiktoken's ranks, GPT-2's directory; default gpt2" }),
   specialTokens: z
-    .array(z.string().regex(/^[^]+=\d+$/, "must be TEXT=ID"))
-    .default([])
-    .meta({ description: "of an input that does not say them, each as TEXT=ID; repeat the flag for several" }),
+    .array(z.string().regex(/^[^]+=\d+$/))
+    .optional()
+    .meta({
+      description: "of an input that does not say them; repeat the flag for several",
+      placeholder: "TEXT=ID",
+      expects: 'TEXT=ID, such as "<|endoftext|>=100257"',
+    }),
 });
 
 const convertCommand: Command<typeof convertOptions> = {
@@ -298,7 +310,7 @@ function convert(argv: string[]): void {
   if (!existsSync(input)) throw new UserError(`${input} does not exist`, { fix: "check the path" });
   if (to !== "gpt2") checkTarget(out);
   const specialTokens = Object.fromEntries(
-    options.specialTokens.map((entry) => {
+    (options.specialTokens ?? []).map((entry) => {
       const at = entry.lastIndexOf("=");
       return [entry.slice(0, at), Number(entry.slice(at + 1))];
     }),
