@@ -76,6 +76,10 @@ emulate() {
 }
 
 command -v "$nvcc" > /dev/null || nvcc=/usr/local/cuda/bin/nvcc
+if ! command -v "$nvcc" > /dev/null && nvidia-smi -L 2> /dev/null | grep -q '^GPU'; then
+  echo "there is a GPU, but no nvcc to compile the kernels: install the CUDA toolkit, or set NVCC to yours"
+  exit 1
+fi
 if command -v "$nvcc" > /dev/null; then
   flags="-std=c++17 -O3 -gencode=arch=compute_80,code=[sm_80,compute_80] -gencode=arch=compute_90a,code=sm_90a \
     -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra"

@@ -1,10 +1,10 @@
 /**
- * `bun run gpu:check [--python PYTHON]`: everything that can be said of the CUDA kernels on this machine. With a GPU: builds,
- * prints device, driver and clocks, runs the wrappers of PTX, captures, the conformance suite on the hardware (with
- * PyTorch's 20-step trajectory), every operation against float64 and its time beside PyTorch's, whole training steps
+ * `bun run gpu:check [--python PYTHON] [--minutes 8]`: everything that can be said of the CUDA kernels on this machine. With
+ * a GPU: builds, prints device, driver and clocks, runs the wrappers of PTX, captures, the conformance suite on the hardware
+ * (with PyTorch's 20-step trajectory), every operation against float64 and its time beside PyTorch's, whole training steps
  * beside PyTorch's, and with what time is left CUDA's sanitizers. A stage that fails or takes too long does not keep the
  * others from running; one JSON file and one Markdown table in bench/results say what came of each. Exits with 1 if any
- * failed.
+ * failed, or if there is a GPU that cannot be used. With --minutes 25 no stage has less time for the others that came before.
  * Without a GPU: compiles the kernels where there is nvcc, runs them on the emulator, says so and exits 0.
  */
 import { appendFileSync, mkdirSync, rmSync, writeFileSync } from "node:fs";
@@ -12,7 +12,11 @@ import { dirname, join } from "node:path";
 import { parseArgs } from "node:util";
 import { buildCudaLibrary, findNvcc, hasGpu, openDevice } from "@mantou/model";
 
-const { values } = parseArgs({ options: { python: { type: "string", default: "python3" } } });
+const { values } = parseArgs({
+  options: { python: { type: "string", default: "python3" }, minutes: { type: "string", default: "8" } },
+});
+const minutes = Number(values.minutes);
+if (!(minutes > 0)) throw new Error(`--minutes is ${values.minutes}; it must be a positive number`);
 const root = join(import.meta.dir, "../..");
 const parts = join(root, "build/gpu-check");
 const bun = process.execPath;
@@ -21,7 +25,6 @@ const nvcc = findNvcc();
 const started = performance.now();
 /** For the whole check; on a GPU, which may be lent, it has an end. */
 let seconds = Infinity;
-const SECONDS_ON_GPU = 8 * 60;
 const left = () => seconds - (performance.now() - started) / 1000;
 
 let failures = 0;
@@ -62,7 +65,6 @@ function stage(title: string, most: number, command: string[], more: Record<stri
 
 /** Why no GPU can be used here; null where one can. */
 function obstacle(): string | null {
-  if (!nvcc) return "no nvcc here";
   if (!hasGpu()) return "no NVIDIA GPU here";
   try {
     using device = openDevice("cuda");
@@ -77,6 +79,10 @@ rmSync(parts, { recursive: true, force: true });
 mkdirSync(parts, { recursive: true });
 const why = obstacle();
 if (why !== null) {
+  if (hasGpu()) {
+    console.log(`there is a GPU, but it cannot be used: ${why}`);
+    process.exit(1);
+  }
   if (nvcc) stage(`registers and spills, ${nvcc.version}`, 900, [bun, "bench/gpu/resources.ts"]);
   else console.log("no nvcc found: the CUDA kernels were not compiled for a GPU");
   stage("the kernels on the emulator", 900, [bun, "tests/emulated.ts", "plain", "race"]);
@@ -84,11 +90,14 @@ if (why !== null) {
   process.exit(failures > 0 ? 1 : 0);
 }
 
-seconds = SECONDS_ON_GPU;
+seconds = minutes * 60;
 
 // Its packages may hold cuBLASLt, which is looked for beside what is on the PATH.
 const prefix = ask(values.python, "-c", "import sys; print(sys.prefix)");
 if (prefix) environment.PATH = `${prefix}/bin:${environment.PATH}`;
+if (!ask(values.python, "-c", "import importlib.util; print(importlib.util.find_spec('torch') or '')")) {
+  console.log(`${values.python} has no PyTorch: single operations will not run; --python names another`);
+}
 
 const library = buildCudaLibrary();
 const query = "name,driver_version,memory.total,clocks.sm,clocks.max.sm,clocks.mem";
