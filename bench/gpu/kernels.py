@@ -116,8 +116,9 @@ def work(options, state):
 
             def time_it():
                 bench = Bench(libraries[of], torch.bfloat16, place)
-                rows = time_group(bench, function, sizes, values["copy_gb_per_s"], values["matrix_tflops"])
-                values["rows"] += [row | {"work": row["work"] + of} for row in rows]
+                for row in time_group(bench, function, sizes, values["copy_gb_per_s"], values["matrix_tflops"]):
+                    values["rows"].append(row | {"work": row["work"] + of})
+                    state.save()  # a peer that compiles too long ends this process
 
             if not state.do(f"time of {label}{of}", time_it) and not library.is_alive():
                 return False

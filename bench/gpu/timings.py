@@ -10,9 +10,14 @@ import statistics
 import sys
 
 import torch
+import torch._functorch.config as functorch
 import torch.nn.functional as F
 
 from library import rotation
+
+# A compiled backward pass may be run again and again (see gradients); from 2.6 on PyTorch would reuse what forward has kept.
+if hasattr(functorch, "donated_buffer"):
+    functorch.donated_buffer = False
 
 BF16 = torch.bfloat16
 COPIES = 0.85  # the target of what memory bounds: a share of what plain copies reach
@@ -269,14 +274,13 @@ def try_out(b):
 
 
 def time_group(b, function, sizes, bandwidth, rate):
-    """The rows of a group, as they go into the results."""
-    rows = []
+    """The rows of a group, as they go into the results, each as soon as it is known."""
     for work, unit, amount, run, peers, target in function(b, *sizes):
         ms = time_ours(b.library, run, 10 if unit == "flops" else 30)
         peer, peer_ms = fastest(peers)
         achieved = amount / ms / (1e6 if unit == "bytes" else 1e9)
         share = achieved / (bandwidth if unit == "bytes" else rate)
-        rows.append({"work": work, "unit": unit, "ms": ms, "achieved": achieved, "share": share, "target": target, "peer": peer, "peer_ms": peer_ms})
+        row = {"work": work, "unit": unit, "ms": ms, "achieved": achieved, "share": share, "target": target, "peer": peer, "peer_ms": peer_ms}
         beside = f", {peer_ms / ms:.2f} x the speed of {peer}" if peer else ""
         print(f"{work}: {ms:.3f} ms, {achieved:.0f} {'GB/s' if unit == 'bytes' else 'TFLOP/s'}, {share:.0%}{beside}", flush=True)
-    return rows
+        yield row
