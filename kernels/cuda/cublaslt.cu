@@ -136,6 +136,7 @@ std::vector<std::string> candidates([[maybe_unused]] const std::string& mode) {
       patterns.push_back(prefix + packages + "/nvidia/cu13/lib/libcublasLt.so.13");
       patterns.push_back(prefix + packages + "/nvidia/cublas/lib/libcublasLt.so.12");
     }
+    patterns.push_back(prefix + "/lib/libcublasLt.so.1[23]");  // conda's own packages
   }
   std::vector<std::string> paths = {"libcublasLt.so.13", "libcublasLt.so.12"};
   for (const std::string& pattern : patterns) {
@@ -314,14 +315,21 @@ int32_t open_cublaslt(mantou_context* context) {
   for (const std::string& path : candidates(mode)) {
     tried += (tried.empty() ? "" : ", ") + path;
     library->file = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
-    if (!library->file) continue;
-    if (resolve(library->file, library->call) && library->call.create(&library->handle) == 0) {
+    if (!library->file) {
+      // A file that is there may want another that is not.
+      if (path.find('/') != std::string::npos) tried += std::string(" (") + dlerror() + ")";
+      continue;
+    }
+    const bool has_all = resolve(library->file, library->call);
+    const Status status = has_all ? library->call.create(&library->handle) : 0;
+    if (has_all && status == 0) {
       const size_t version = library->call.version();
       char text[64];
       std::snprintf(text, sizeof text, "cuBLASLt %zu.%zu.%zu", version / 10000, version / 100 % 100, version % 100);
       library->description = text;
       return MANTOU_OK;
     }
+    tried += std::string(" (") + (has_all ? library->call.status_text(status) : "it lacks functions") + ")";
     library->handle = nullptr;
     dlclose(library->file);
     library->file = nullptr;

@@ -55,20 +55,27 @@ test("a library that is asked for and not there is an error that says where it w
     const environment = { MANTOU_MATMUL: mode, MANTOU_CUBLASLT: join(scratch, "none.so") };
     const { exitCode, output } = bun(["-e", DESCRIBE], environment);
     expect(exitCode).not.toBe(0);
-    expect(output).toMatch(/cuBLASLt was asked for and not found \(tried .*none\.so\)/);
+    expect(output).toMatch(
+      /cuBLASLt was asked for and not found \(tried .*none\.so \(.*cannot open shared object file/,
+    );
   }
+  // The emulated library itself can be loaded, and is another.
+  const environment = { MANTOU_CUBLASLT: buildEmulatedLibrary() };
+  expect(bun(["-e", DESCRIBE], environment).output).toMatch(/tried .*libmantou\.so \(it lacks functions\)/);
 });
 
 // With a GPU the loader may find the real one, which comes first.
 test.skipIf(hasGpu())(
-  "one that pip has installed is found, in a virtual environment or beside Python on the PATH",
+  "one that pip or conda has installed is found, in a virtual environment or beside Python on the PATH",
   () => {
     const packages = (prefix: string) => join(scratch, prefix, "lib/python3.12/site-packages/nvidia");
     cpSync(library, join(packages("venv"), "cu13/lib/libcublasLt.so.13"));
     cpSync(library, join(packages("conda"), "cublas/lib/libcublasLt.so.12"));
     mkdirSync(join(scratch, "conda/bin"));
     const path = `${process.env.PATH}:${join(scratch, "conda/bin")}`;
-    for (const [name, value] of Object.entries({ VIRTUAL_ENV: join(scratch, "venv"), PATH: path })) {
+    cpSync(library, join(scratch, "forge/lib/libcublasLt.so.12"));
+    const places = { VIRTUAL_ENV: join(scratch, "venv"), PATH: path, CONDA_PREFIX: join(scratch, "forge") };
+    for (const [name, value] of Object.entries(places)) {
       const { output } = bun(["-e", DESCRIBE], { MANTOU_MATMUL: "cublaslt", [name]: value });
       expect(output).toContain("matrix products by cuBLASLt 99.1.2");
     }
