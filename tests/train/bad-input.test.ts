@@ -317,7 +317,14 @@ describe("a run directory that exists", () => {
     expect(broken).toContain("runs/stories/tokenizer.json: not a tokenizer file, or one cut short");
     cpSync(place.path("runs/finished/tokenizer.json"), place.path("runs/stories/tokenizer.json"));
     rmSync(place.path("runs/stories/checkpoints"), { recursive: true });
-    expect(failure(await place.run("generate", "--run", "runs/stories"), 2)).toContain("has no checkpoint yet");
+    rmSync(place.path("runs/stories/tokenizer.json"));
+    const untrained = "runs/stories has no checkpoint yet\n  fix: train it: bun run train --resume runs/stories";
+    for (const command of ["generate", "eval", "serve"] as const) {
+      expect(failure(await place.run(command, "--run", "runs/stories"), 2)).toContain(untrained);
+    }
+    const init = ["--init", "runs/stories", "--data", "stories.txt", "--name", "begun"];
+    expect(failure(await place.run("train", ...init), 2)).toContain(untrained);
+    expect(existsSync(place.path("runs/begun"))).toBe(false);
     expect(failure(await place.run("eval", "--run", "runs/finished", "--data", "no.txt"), 2)).toContain("no.txt");
   });
 });

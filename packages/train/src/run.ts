@@ -142,7 +142,16 @@ export function modelConfig(config: SettledConfig): ModelConfig {
 export function initialise(model: TransformerLM, path: string, warn: (message: string) => void): void {
   const { checkpoints } = new RunDirectory(path);
   const step = loadNewest(checkpoints, (file) => loadWeights(file, model, { differ: true }), warn);
-  if (step === undefined) throw new UserError(`--init ${path} has no checkpoint yet`, { fix: "train it first" });
+  if (step === undefined) throw noCheckpoint(path);
+}
+
+/** Refuses a run that has nothing yet to generate with or to start from. @throws UserError */
+export function checkBegun(path: string): void {
+  if (listCheckpoints(new RunDirectory(path).checkpoints).length === 0) throw noCheckpoint(path);
+}
+
+function noCheckpoint(path: string): UserError {
+  return new UserError(`${path} has no checkpoint yet`, { fix: `train it: bun run train --resume ${shellWord(path)}` });
 }
 
 /** How a run's config wants the model to be made. */
@@ -170,15 +179,13 @@ export function loadRun(path: string, device: Device, warn: (message: string) =>
     throw new UserError(`there is no run in ${path}`, { fix: "give the directory of a run, such as runs/tiny" });
   }
   const config = loadRunConfig(run.config);
+  // One that was stopped early has no tokenizer either.
+  checkBegun(path);
   const tokenizer = readTokenizer(run.tokenizer, "put back the file that the run was trained with, or train again");
   const model = new TransformerLM(modelConfig(config), { device, ...modelOptions(config) });
   try {
     const step = loadNewest(run.checkpoints, (file) => loadWeights(file, model), warn);
-    if (step === undefined) {
-      throw new UserError(`${path} has no checkpoint yet`, {
-        fix: `train it: bun run train --resume ${shellWord(path)}`,
-      });
-    }
+    if (step === undefined) throw noCheckpoint(path);
     return { run, config, tokenizer, model, step };
   } catch (error) {
     if (!(error instanceof CheckpointError)) throw error;

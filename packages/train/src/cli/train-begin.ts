@@ -9,7 +9,7 @@ import { type ResolvedConfig, choose, chooseBatchSizes, readRunConfig, resolveCo
 import { type SettledConfig, type TrainConfig, trainConfigSchema } from "../config.ts";
 import { UserError } from "../errors.ts";
 import { checkSources, checkTextLengths, givenTokenizer } from "../prepare.ts";
-import { MACHINE_SETTINGS, RunDirectory, claimDirectory, saveConfig } from "../run.ts";
+import { MACHINE_SETTINGS, RunDirectory, checkBegun, claimDirectory, saveConfig } from "../run.ts";
 import { validate } from "../schema.ts";
 import { shellWord } from "../terminal/format.ts";
 import { styleFor, widthOf } from "../terminal/style.ts";
@@ -31,6 +31,7 @@ export type Layers = Parameters<typeof resolveConfig>[0];
 export function start(layers: Layers, say: (line: string) => void): Prepared {
   const resolved = resolveConfig(layers);
   const { config } = resolved;
+  if (config.init !== undefined) checkBegun(config.init);
   checkSources(config);
   checkVocabulary(resolved);
   checkTextLengths(config);
