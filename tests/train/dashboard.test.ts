@@ -7,6 +7,7 @@ import { COLUMNS, listRuns, readRun, readUpdate } from "../../packages/train/src
 import { watchRun, writeReport } from "../../packages/train/src/dashboard/index.ts";
 import { pageHtml } from "../../packages/train/src/dashboard/page.ts";
 import { RunDirectory } from "../../packages/train/src/run.ts";
+import { statusOf } from "./support/http.ts";
 import { Workplace, flags, smallFlags, storyText, until } from "./support/workplace.ts";
 
 const place = new Workplace();
@@ -227,23 +228,27 @@ describe("the server", () => {
     expect(rest.columns.step).toEqual([]);
     expect((await get("/api/run/none")).status).toBe(404);
     expect((await get("/api/run/..%2F..")).status).toBe(404);
+    expect((await get("/api/run/%")).status).toBe(404);
     expect((await get("/api/run/served?from=-1")).status).toBe(400);
     expect((await get("/api/run/served?from=x")).status).toBe(400);
     expect((await get("/other")).status).toBe(404);
     expect((await get("/", { method: "POST" })).status).toBe(405);
     expect((await get("/", { headers: { host: "evil.example" } })).status).toBe(403);
+    expect(await statusOf(Number(new URL(dashboard.url).port), "GET / HTTP/1.0")).toBe(403);
     await expect(watchRun(run, Number(new URL(dashboard.url).port))).rejects.toThrow("cannot be served on port");
   });
 
   test("does without lines that are cut off or nonsense, a config, samples", () => {
     const run = makeRun("odd", 3);
-    appendFileSync(run.metrics, 'nonsense\n{"step":4,"loss":"x"}\n{"step":5,');
+    appendFileSync(run.metrics, 'nonsense\nnull\n[1]\n{}\n{"step":"4"}\n{"step":4,"loss":"x"}\n{"step":5,');
     const update = readUpdate(run, 0);
     expect(update.columns.step).toEqual([1, 2, 3, 4]);
     expect(update.columns.loss.at(-1)).toBeNull();
-    writeFileSync(run.config, "{");
+    for (const config of ["null", "[]", '{"choices":1}', '{"model":null}', "{"]) {
+      writeFileSync(run.config, config);
+      expect(readRun(run.path, "odd")).toMatchObject({ steps: 0, facts: [] });
+    }
     const data = readRun(run.path, "odd");
-    expect(data.facts).toEqual([]);
     expect(pageHtml("a <b>", { live: false, main: "odd", axis: "step", runs: [data] })).toContain(
       "<title>a &lt;b></title>",
     );

@@ -87,14 +87,15 @@ export function readUpdate(run: RunDirectory, from: number): Update {
 }
 
 function appendLine(columns: Columns, line: string): void {
-  let metrics: Record<string, unknown>;
+  let metrics: Record<string, unknown> | null;
   try {
-    metrics = JSON.parse(line) as Record<string, unknown>;
+    metrics = JSON.parse(line) as Record<string, unknown> | null;
   } catch {
     return; // cut off, or empty
   }
+  if (!Number.isInteger(metrics?.step)) return;
   for (const name of COLUMNS) {
-    const value = metrics[name];
+    const value = metrics![name];
     columns[name].push(typeof value === "number" ? value : null);
   }
 }
@@ -116,12 +117,15 @@ export function readRun(path: string, name: string, points = Number.POSITIVE_INF
 
 /** Steps and settings, read leniently: a page is better than none. */
 function describe(run: RunDirectory): { steps: number; facts: RunData["facts"] } {
-  let config: Record<string, unknown> = {};
   try {
-    config = JSON.parse(readFileSync(run.config, "utf8")) as Record<string, unknown>;
+    return describeConfig(JSON.parse(readFileSync(run.config, "utf8")) as Record<string, unknown>);
   } catch {
     // A run without a readable config has no facts.
+    return { steps: 0, facts: [] };
   }
+}
+
+function describeConfig(config: Record<string, unknown>): { steps: number; facts: RunData["facts"] } {
   const { model = {}, choices = [] } = config as {
     model?: Record<string, unknown>;
     choices?: { path: string; value: unknown }[];

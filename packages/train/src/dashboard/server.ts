@@ -28,9 +28,11 @@ export function serveDashboard({ runsDir, name, port }: ServeRequest) {
     hostname: "127.0.0.1",
     port,
     fetch(request) {
-      const url = new URL(request.url);
+      // A request may come without a host.
+      const url = URL.parse(request.url, "http://unknown");
       // A page elsewhere must not read this one through a name that it has pointed at 127.0.0.1.
-      if (!["127.0.0.1", "localhost"].includes(url.hostname)) return json({ error: "unknown host" }, 403);
+      if (url === null || !["127.0.0.1", "localhost"].includes(url.hostname))
+        return json({ error: "unknown host" }, 403);
       if (request.method !== "GET") return json({ error: "only GET" }, 405);
       if (url.pathname === "/") {
         const others = listRuns(runsDir).filter((other) => other !== name);
@@ -41,9 +43,9 @@ export function serveDashboard({ runsDir, name, port }: ServeRequest) {
       }
       const asked = /^\/api\/run\/([^/]+)$/.exec(url.pathname)?.[1];
       if (asked === undefined) return json({ error: "there is no such page" }, 404);
-      const run = decodeURIComponent(asked);
+      const run = [name, ...listRuns(runsDir)].find((each) => encodeURIComponent(each) === asked);
       const from = Number(url.searchParams.get("from") ?? 0);
-      if (run !== name && !listRuns(runsDir).includes(run)) return json({ error: "there is no such run" }, 404);
+      if (run === undefined) return json({ error: "there is no such run" }, 404);
       if (!Number.isSafeInteger(from) || from < 0) return json({ error: "from must be a whole number" }, 400);
       return json(readUpdate(new RunDirectory(join(runsDir, run)), from));
     },
