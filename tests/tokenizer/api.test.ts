@@ -4,7 +4,7 @@
  */
 import { describe, expect, test } from "bun:test";
 import fc from "fast-check";
-import { Tokenizer } from "@mantou/tokenizer";
+import { Tokenizer, TokenizerError } from "@mantou/tokenizer";
 
 const corpus = "the cat sat on the mat, it's naïve. 말하다 말하고 😀😀 👨‍👩‍👧 end pad 2024\n".repeat(30);
 const specialTokens = ["<|end|>", "<|end|><|end|>", "pad"];
@@ -254,4 +254,13 @@ describe("long pieces", () => {
       "abc",
     ]);
   });
+});
+
+test("what is no text is refused in streams too, instead of passed over", () => {
+  const chunks = [new ArrayBuffer(3), 7, {}] as unknown as string[];
+  for (const chunk of chunks) {
+    expect(() => [...tokenizer.encodeIterable(["a", chunk])]).toThrow(TypeError);
+    expect(() => tokenizer.createEncoder().push(chunk)).toThrow(TokenizerError);
+  }
+  expect([...tokenizer.encodeIterable(["", "a", ""])]).toEqual([97]);
 });

@@ -4,7 +4,7 @@
  */
 import { TokenizerError } from "./errors.ts";
 import { encodeUtf8 } from "./utf8.ts";
-import { showToken, type TokenizerOptions, type Vocabulary } from "./vocabulary.ts";
+import { showToken, toHex, type TokenizerOptions, type Vocabulary } from "./vocabulary.ts";
 
 const FORMAT = "mantou-tokenizer";
 
@@ -200,10 +200,6 @@ function wholeNumber(value: unknown, field: string): number {
     throw invalid(field, `holds ${show(value)}, expected a whole number`);
   }
   return value;
-}
-
-function toHex(bytes: Uint8Array): string {
-  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
 function fromHex(hex: string, field: string): Uint8Array {

@@ -325,7 +325,8 @@ export class Tokenizer {
   *encodeChunks(chunks: Iterable<TextChunk>): Generator<Int32Array<ArrayBuffer>, void, undefined> {
     const encoder = this.createEncoder();
     for (const chunk of chunks) {
-      for (let i = 0; i < chunk.length; i += STEP) {
+      // so written, the loop runs, and fails, for what has no length because it is no text
+      for (let i = 0; !(i >= chunk.length); i += STEP) {
         const ids = encoder.push(
           typeof chunk === "string" ? chunk.substring(i, i + STEP) : chunk.subarray(i, i + STEP),
         );

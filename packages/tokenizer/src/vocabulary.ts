@@ -34,12 +34,16 @@ const RANK_BITS = MAX_IDS - 1;
 /** Of a pair that no merge is of: greater than any rank. */
 export const NO_RANK = MAX_IDS - 1;
 
+export function toHex(bytes: Uint8Array): string {
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
 /** A token as an error message shows it. */
 export function showToken(bytes: Uint8Array): string {
   try {
     return JSON.stringify(new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes));
   } catch {
-    return `0x${Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("")}`;
+    return `0x${toHex(bytes)}`;
   }
 }
 
