@@ -3,7 +3,7 @@
  * page works in a browser. Each is used where it is installed.
  */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { pathToFileURL } from "node:url";
@@ -69,6 +69,42 @@ describe.each(runtimes)("%s", (_name, command) => {
     },
     60_000,
   );
+});
+
+const npm = Bun.which("npm");
+
+test.skipIf(!isNewEnough || npm === null)(
+  "what npm packs installs into an empty folder, and has types that a strict compiler takes",
+  () => {
+    const folder = join(directory, "empty");
+    mkdirSync(folder);
+    const at = (...command: string[]) => run(["sh", "-c", 'cd "$0" && exec "$@"', folder, ...command]);
+    writeFileSync(join(folder, "package.json"), '{ "type": "module" }');
+    const tarball = at(npm!, "pack", "--silent", dist).trim();
+    at(npm!, "install", "--offline", "--no-audit", "--no-fund", `./${tarball}`);
+    expect(existsSync(join(folder, "node_modules/@mantou/tokenizer/README.md"))).toBe(true);
+    writeFileSync(
+      join(folder, "use.ts"),
+      `import { Tokenizer, type TokenizerOptions, type TokenOffsets, type TrainOptions } from "@mantou/tokenizer";
+      import { trainFromFilesSync } from "@mantou/tokenizer/files";
+      import { fromHuggingFace, toHuggingFace } from "@mantou/tokenizer/formats";
+      const options: TrainOptions = { vocabSize: 258 };
+      const trained: Tokenizer = trainFromFilesSync("package.json", options);
+      const same: TokenizerOptions = { vocab: trained.vocab, merges: trained.merges };
+      const { ids }: TokenOffsets = fromHuggingFace(toHuggingFace(new Tokenizer(same))).offsets("ab");
+      console.log(trained.decode(ids));`,
+    );
+    const tsc = join(root, "node_modules/.bin/tsc");
+    const flags = "--strict --target es2022 --module nodenext --types node --typeRoots";
+    at(tsc, ...flags.split(" "), join(root, "node_modules/@types"), "use.ts");
+    expect(at(node!, "use.js")).toBe("ab\n");
+  },
+  60_000,
+);
+
+test("the sources are not published by mistake", () => {
+  const own = JSON.parse(readFileSync(join(root, "packages/tokenizer/package.json"), "utf8"));
+  expect(own).toMatchObject({ private: true });
 });
 
 const chromium = ["chromium", "chromium-browser", "google-chrome"].map((name) => Bun.which(name)).find(Boolean);

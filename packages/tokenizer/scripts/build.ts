@@ -1,10 +1,11 @@
 /**
  * Builds what is published, into packages/tokenizer/dist (or --out DIRECTORY): ES modules with type declarations, one
- * minified file for browsers, and the demo as a single page.
+ * minified file for browsers, and the demo as a single page. The workspace's own package.json is of the sources, which
+ * Node does not run from node_modules, and private for that.
  *
  * Usage: bun run build:tokenizer [--out DIRECTORY]
  */
-import { mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { copyFileSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join, resolve } from "node:path";
 import { parseArgs } from "node:util";
 import { gzipSync } from "node:zlib";
@@ -79,6 +80,7 @@ const manifest = {
   sideEffects: false,
   exports: { ".": entry("index"), "./files": entry("files"), "./formats": entry("formats") },
 };
+copyFileSync(join(root, "README.md"), join(out, "README.md"));
 writeFileSync(join(out, "package.json"), `${JSON.stringify(manifest, null, 2)}\n`);
 console.log(`${out}: tokenizer.min.js is ${size} bytes gzipped`);
 if (size > MOST_GZIPPED) throw new Error(`tokenizer.min.js may have ${MOST_GZIPPED} bytes gzipped at most`);
