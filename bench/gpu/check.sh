@@ -30,10 +30,12 @@ stage() {
   title=$1
   within "$2"
   shift 2
-  printf '\n== %s\n' "$title"
+  log=$out/$(printf %s "$title" | tr -c 'A-Za-z0-9' '-').log
+  printf '\n== %s (%s)\n' "$title" "$log"
   begun=$(date +%s)
-  timeout -k 5 "$limit" "$@"
+  timeout -k 5 "$limit" "$@" > "$log" 2>&1
   code=$?
+  cat "$log"
   case $code in
     0) outcome=passed ;;
     124 | 137) outcome="took more than $limit s" ;;

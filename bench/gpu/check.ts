@@ -7,7 +7,7 @@
  * failed, or if there is a GPU that cannot be used. With --minutes 25 no stage has less time for the others that came before.
  * Without a GPU: compiles the kernels where there is nvcc, runs them on the emulator, says so and exits 0.
  */
-import { appendFileSync, mkdirSync, rmSync, writeFileSync } from "node:fs";
+import { appendFileSync, closeSync, mkdirSync, openSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { parseArgs } from "node:util";
 import { buildCudaLibrary, findNvcc, hasGpu, openDevice } from "@mantou/model";
@@ -37,22 +37,26 @@ function ask(...command: string[]): string {
   return success ? stdout.toString().trim() : "";
 }
 
-/** Runs a stage with its output on the terminal, and keeps what came of it. */
+/** Runs a stage, and keeps what came of it and what it said; the terminal has that at its end. */
 function stage(title: string, most: number, command: string[], more: Record<string, string> = {}): void {
-  console.log(`\n== ${title}`);
+  const log = join(parts, `${title.replaceAll(/[^A-Za-z0-9]/g, "-")}.log`);
+  console.log(`\n== ${title} (${log})`);
   const limit = Math.min(most, left());
   const begun = performance.now();
   let outcome = "no time was left";
   if (!Bun.which(command[0]!)) outcome = `failed: there is no ${command[0]}`;
   else if (limit > 1) {
+    const file = openSync(log, "a"); // so that both streams write to its end
     const { exitCode, exitedDueToTimeout } = Bun.spawnSync(command, {
       cwd: root,
       env: { ...environment, ...more },
-      stdout: "inherit",
-      stderr: "inherit",
+      stdout: file,
+      stderr: file,
       timeout: Math.ceil(limit * 1000), // Bun wants an integer
       killSignal: "SIGKILL",
     });
+    closeSync(file);
+    console.log(readFileSync(log, "utf8").trimEnd());
     outcome = exitCode === 0 ? "passed" : exitedDueToTimeout ? `took more than ${limit.toFixed(0)} s` : "failed";
   }
   if (outcome !== "passed") {

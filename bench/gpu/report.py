@@ -2,7 +2,8 @@
 
 Usage: python bench/gpu/report.py PARTS RESULTS
 
-PARTS holds stages.tsv (title, outcome, seconds), and device.csv, kernels.json, steps.json where those stages came that far.
+PARTS holds stages.tsv (title, outcome, seconds), and device.csv, kernels.json, steps.json where those stages came that far, and
+a log of every stage; of those that did not pass the JSON file has the end.
 """
 
 import json
@@ -17,6 +18,11 @@ STEP_TARGETS = {"tinystories": 327.68e6 / 154, "124m": 463_000}
 
 def read(path, otherwise):
     return json.loads(path.read_text()) if path.exists() else otherwise
+
+
+def log_of(parts, title):
+    path = parts / (re.sub("[^A-Za-z0-9]", "-", title) + ".log")
+    return path.read_text(errors="replace")[-20_000:] if path.exists() else ""
 
 
 def table(header, rows):
@@ -50,7 +56,7 @@ def main():
     kernels, steps = read(parts / "kernels.json", None), read(parts / "steps.json", [])
     name = (device[-1].split(",")[0] if device else "gpu").strip()
     date = time.strftime("%Y-%m-%d")
-    everything = {"device": device, "date": time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime()), "stages": stages, "kernels": kernels, "steps": steps}
+    everything = {"device": device, "date": time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime()), "stages": stages, "logs": {title: log_of(parts, title) for title, outcome, _ in stages if outcome != "passed"}, "kernels": kernels, "steps": steps}
 
     lines = [f"# {name}, {date}", "", "What `bun run gpu:check` (or `bench/gpu/check.sh`) found."]
     lines += ["", "```", *device, "```"] if device else []

@@ -39,10 +39,15 @@ test("training steps and PyTorch's beside them", () => {
 
 test("the report has what the stages left, and no row of what they did not", () => {
   writeFileSync(join(parts, "stages.tsv"), "captures\tpassed\t0.1\nsteps\ttook more than 280 s\t280.0\n");
+  writeFileSync(join(parts, "captures.log"), "as it should be");
+  writeFileSync(join(parts, "steps.log"), "an illegal memory access");
   const results = join(folder, "gpu-results");
   python("report.py", parts, results);
   const [json, markdown] = readdirSync(results).sort();
   expect(json).toMatch(/^gpu-\d{4}-\d\d-\d\d\.json$/);
+  // What failed on a machine that was lent is known afterwards.
+  const { logs } = JSON.parse(readFileSync(join(results, json!), "utf8"));
+  expect(logs).toEqual({ steps: "an illegal memory access" });
   const text = readFileSync(join(results, markdown!), "utf8");
   for (const part of ["| captures | passed | 0.1 |", "| steps | took more than 280 s |", "| toy | ", "emulated GPU"]) {
     expect(text).toContain(part);
