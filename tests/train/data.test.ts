@@ -3,12 +3,14 @@ import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { createHash } from "node:crypto";
 import { existsSync, mkdirSync, readFileSync, readdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { constants, zstdCompressSync } from "node:zlib";
 import { openDevice } from "@mantou/model";
 import { Tokenizer } from "@mantou/tokenizer";
 import { loadTokenizer, saveTokenizer } from "@mantou/tokenizer/files";
 import { type Piece, documentsOf, formatOf } from "../../packages/train/src/data/documents.ts";
 import { cutIntoPieces, listFiles } from "../../packages/train/src/data/pieces.ts";
 import { prepareDataset } from "../../packages/train/src/data/preparation.ts";
+import { isWholeZstd } from "../../packages/train/src/data/zstd.ts";
 import { UserError } from "../../packages/train/src/errors.ts";
 import { readMetrics } from "../../packages/train/src/metrics.ts";
 import { type DatasetManifest, openPart, readManifest } from "../../packages/train/src/shards.ts";
@@ -207,6 +209,31 @@ test("a file in the place of the directory is refused", async () => {
   expect(code).toBe(1);
 });
 
+test("a zstd file is whole when its last frame is, and not when anything is missing or behind it", () => {
+  const noise = Buffer.from(Uint32Array.from({ length: 50_000 }, (_, i) => Math.imul(i, 2654435761)).buffer);
+  const compress = (data: Buffer, flag: number) => zstdCompressSync(data, { params: { [flag]: 1 } });
+  const { ZSTD_c_checksumFlag: checksum, ZSTD_c_contentSizeFlag: size } = constants;
+  const skippable = Buffer.from([0x5f, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 1, 2, 3]);
+  const frames = [
+    ...["", "a", "馒头".repeat(200), asText].map((text) => zstdCompressSync(text)),
+    compress(Buffer.alloc(300_000), checksum),
+    compress(noise, size),
+    zstdCompressSync(noise, { params: { [size]: 0, [checksum]: 1 } }),
+    skippable,
+  ];
+  const isWhole = (bytes: Uint8Array) => isWholeZstd(place.file("frames.zst", bytes));
+  for (const file of [...frames, Buffer.concat(frames), Buffer.concat(frames.toReversed())]) {
+    expect(isWhole(file)).toBe(true);
+    expect(isWhole(Buffer.concat([file, Buffer.from("x")]))).toBe(false);
+    expect(isWhole(file.subarray(0, -1))).toBe(false);
+  }
+  for (const frame of frames) {
+    for (let length = 1; length < frame.length; length += Math.ceil(frame.length / 500)) {
+      expect(isWhole(frame.subarray(0, length))).toBe(false);
+    }
+  }
+});
+
 describe("what is refused names file and place", () => {
   const cases: [name: string, content: string | Uint8Array, message: string][] = [
     ["broken.jsonl", '{"text":"a"}\n{"text":', "line 2 of"],
@@ -215,6 +242,7 @@ describe("what is refused names file and place", () => {
     ["list.jsonl", "[1]\n", 'has no field "text"'],
     ["cut.txt.gz", Bun.gzipSync(asText).subarray(0, 9000), "is no whole gzip file"],
     ["not.jsonl.zst", "plain", "is no whole zstd file"],
+    ["cut.txt.zst", Bun.zstdCompressSync(asText).subarray(0, -1), "is no whole zstd file"],
     ["not.parquet", "PAR1 but not really PAR1", "is no whole Parquet file"],
     ["single.txt", "only one document", "which went into the validation part"],
   ];

@@ -98,13 +98,14 @@ async function* chunksOf(piece: Piece, onProgress?: (bytes: number) => void): As
     }
   } catch (cause) {
     if (decompress === null) throw cause;
-    throw new UserError(`${path} is no whole ${compression} file: ${(cause as Error).message}`, {
-      fix: "fetch or compress it again",
-      exitCode: 1,
-      cause,
-    });
+    throw notWhole(path, compression, (cause as Error).message, cause);
   }
   yield decoder.decode();
+}
+
+export function notWhole(path: string, compression: Compression, why: string, cause?: unknown): UserError {
+  const fix = "fetch or compress it again";
+  return new UserError(`${path} is no whole ${compression} file: ${why}`, { fix, exitCode: 1, cause });
 }
 
 async function* textDocuments(piece: Piece, options: ReadOptions): AsyncGenerator<string> {

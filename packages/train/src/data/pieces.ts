@@ -2,7 +2,8 @@
 import { existsSync, readdirSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { UserError } from "../errors.ts";
-import { type Piece, END_OF_TEXT, findInFile, formatOf, openParquet } from "./documents.ts";
+import { type Piece, END_OF_TEXT, findInFile, formatOf, notWhole, openParquet } from "./documents.ts";
+import { isWholeZstd } from "./zstd.ts";
 
 /** Files of text cut into pieces of this size, so that there are enough for all threads and not too many to open. */
 const SMALLEST = 32 << 20;
@@ -27,7 +28,7 @@ export function listFiles(sources: string[]): string[] {
   });
 }
 
-/** Cuts files where documents end. @throws UserError for a file whose name says nothing of its format */
+/** Cuts files where documents end. @throws UserError for a file that is damaged */
 export async function cutIntoPieces(paths: string[], smallest = SMALLEST): Promise<Piece[]> {
   const total = paths.reduce((sum, path) => sum + statSync(path).size, 0);
   const target = Math.max(smallest, Math.ceil(total / MOST));
@@ -36,6 +37,8 @@ export async function cutIntoPieces(paths: string[], smallest = SMALLEST): Promi
     const { size } = statSync(path);
     // A file of another name is taken for text.
     const { format, compression } = formatOf(path) ?? { format: "text", compression: "none" };
+    if (compression === "zstd" && !isWholeZstd(path))
+      throw notWhole(path, compression, "it is cut off or something else");
     if (compression !== "none") {
       pieces.push({ path, format, compression, begin: 0, end: size, size });
     } else if (format === "parquet") {
