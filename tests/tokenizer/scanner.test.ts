@@ -291,9 +291,12 @@ describe("custom patterns", () => {
     );
   });
 
-  test("use look-around, keep what they leave unmatched, and pass over empty matches", () => {
+  test("use look-around, keep what they leave unmatched, and cut at empty matches as Hugging Face's library does", () => {
     const split = (pattern: string, sample: string): string[] => piecesOf(resolvePattern(pattern), [sample]);
-    expect(split(String.raw`(?<=a)b|\d*`, "ab12bé")).toEqual(["a", "b", "12", toByteString("bé")]);
+    expect(split(String.raw`(?<=a)b|\d+`, "ab12bbé")).toEqual(["a", "b", "12", toByteString("bbé")]);
+    expect(split(String.raw`(?<=a)b|\d*`, "ab12b😀é")).toEqual(["a", "b", "12", "b", "😀", "é"].map(toByteString));
+    expect(split("(?=[A-Z])", "camelCaseHTTPx")).toEqual(["camel", "Case", "H", "T", "T", "Px"]);
+    expect(split("(?=😀)", "😀a😀😀")).toEqual(["😀a", "😀", "😀"].map(toByteString));
     expect(split(String.raw`[^\S\n]+|\n|\S+`, "a\u0085\ufeffb\n c")).toEqual(
       ["a", "\u0085", "\ufeffb", "\n", " ", "c"].map(toByteString),
     );

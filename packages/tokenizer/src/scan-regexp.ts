@@ -1,7 +1,7 @@
 /**
  * Scanning with a regular expression of the user's: exact, and several times slower than the built-in scanners. The
  * expression sees a stretch of text between special tokens as one string, so that look-around works; what it leaves
- * unmatched becomes pieces of its own, so that nothing is lost.
+ * unmatched becomes pieces of its own, so that nothing is lost; an empty match cuts there.
  */
 import { TokenizerError } from "./errors.ts";
 import type { Scanner } from "./patterns.ts";
@@ -68,16 +68,15 @@ export class RegExpScanner implements Scanner {
           ends[n++] = this.#position;
           break;
         }
-        if (match[0].length === 0) {
-          this.#regexp.lastIndex = match.index + (this.#text.codePointAt(match.index)! > 0xffff ? 2 : 1);
-          continue;
-        }
-        this.#matchEnd = match.index + match[0].length;
+        const { length } = match[0];
+        if (length > 0) this.#matchEnd = match.index + length;
+        else this.#regexp.lastIndex = match.index + (this.#text.codePointAt(match.index)! > 0xffff ? 2 : 1);
         if (match.index > this.#index) {
           this.#advance(match.index);
           ends[n++] = this.#position;
           continue;
         }
+        if (length === 0) continue;
       }
       this.#advance(this.#matchEnd);
       this.#matchEnd = -1;
