@@ -243,6 +243,9 @@ describe("what is refused names file and place", () => {
     ["cut.txt.gz", Bun.gzipSync(asText).subarray(0, 9000), "is no whole gzip file"],
     ["not.jsonl.zst", "plain", "is no whole zstd file"],
     ["cut.txt.zst", Bun.zstdCompressSync(asText).subarray(0, -1), "is no whole zstd file"],
+    ["stories.gz", Bun.gzipSync(asText), "is a gzip file, not text"],
+    ["stories.txt", Bun.zstdCompressSync(asText), "is a zstd file, not text"],
+    ["rows.pq", "PAR1", "is a Parquet file, not text"],
     ["not.parquet", "PAR1 but not really PAR1", "is no whole Parquet file"],
     ["single.txt", "only one document", "which went into the validation part"],
   ];

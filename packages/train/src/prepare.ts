@@ -33,7 +33,7 @@ export interface Progress {
 }
 
 /** What files of other kinds begin with. */
-const SIGNATURES: Record<string, string> = { "1f8b": "gzip", "28b52ffd": "zstd", "50415231": "Parquet" };
+const SIGNATURES = { "1f8b": "gzip", "28b52ffd": "zstd", "50415231": "Parquet" } as const;
 
 /** @throws UserError when `path`, given as `flag`, is no file, an empty one, or one of another kind than text or tokens */
 export function checkFile(flag: string, path: string): void {
@@ -42,12 +42,17 @@ export function checkFile(flag: string, path: string): void {
   if (!statSync(path).isFile()) throw new UserError(`${flag} ${path} is not a file`, { fix: "give a text file" });
   if (size === 0) throw new UserError(`${flag} ${path} is empty`, { fix: "give a file with text" });
   if (isTokenFile(path)) return;
-  const beginning = readRange(path, 0, Math.min(4, size)).toString("hex");
-  const other = Object.entries(SIGNATURES).find(([signature]) => beginning.startsWith(signature));
-  if (other === undefined) return;
-  throw new UserError(`${flag} ${path} is a ${other[1]} file, not text`, {
+  const kind = otherKind(path);
+  if (kind === undefined) return;
+  throw new UserError(`${flag} ${path} is a ${kind} file, not text`, {
     fix: `make a data set of it: bun run data prepare ${shellWord(path)} --out data/NAME, and then --data data/NAME`,
   });
+}
+
+/** What a file is by its first bytes, if not a text. */
+export function otherKind(path: string): (typeof SIGNATURES)[keyof typeof SIGNATURES] | undefined {
+  const beginning = readRange(path, 0, Math.min(4, statSync(path).size)).toString("hex");
+  return Object.entries(SIGNATURES).find(([signature]) => beginning.startsWith(signature))?.[1];
 }
 
 type DataConfig = Pick<TrainConfig, "data" | "val" | "heldOut" | "seed" | "tokenizer">;

@@ -2,6 +2,7 @@
 import { existsSync, readdirSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { UserError } from "../errors.ts";
+import { otherKind } from "../prepare.ts";
 import { type Piece, END_OF_TEXT, findInFile, formatOf, notWhole, openParquet } from "./documents.ts";
 import { isWholeZstd } from "./zstd.ts";
 
@@ -37,6 +38,7 @@ export async function cutIntoPieces(paths: string[], smallest = SMALLEST): Promi
     const { size } = statSync(path);
     // A file of another name is taken for text.
     const { format, compression } = formatOf(path) ?? { format: "text", compression: "none" };
+    if (format !== "parquet" && compression === "none") checkText(path);
     if (compression === "zstd" && !isWholeZstd(path))
       throw notWhole(path, compression, "it is cut off or something else");
     if (compression !== "none") {
@@ -54,6 +56,16 @@ export async function cutIntoPieces(paths: string[], smallest = SMALLEST): Promi
     }
   }
   return pieces;
+}
+
+/** Refuses compressed and binary files whose names do not say so, lest their bytes be taken for text. */
+function checkText(path: string): void {
+  const kind = otherKind(path);
+  if (kind === undefined) return;
+  const names = { gzip: ".txt.gz or .jsonl.gz", zstd: ".txt.zst or .jsonl.zst", Parquet: ".parquet" }[kind];
+  throw new UserError(`${path} is a ${kind} file, not text`, {
+    fix: `let its name end in ${names}`,
+  });
 }
 
 async function parquetPieces(path: string, size: number, target: number): Promise<Piece[]> {
