@@ -10,7 +10,7 @@
 import { appendFileSync, closeSync, mkdirSync, openSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { parseArgs } from "node:util";
-import { buildCudaLibrary, findNvcc, hasGpu, openDevice } from "@mantou/model";
+import { buildCpuLibrary, buildCudaLibrary, findNvcc, hasGpu, openDevice } from "@mantou/model";
 
 const { values } = parseArgs({
   options: { python: { type: "string", default: "python3" }, minutes: { type: "string", default: "8" } },
@@ -118,6 +118,7 @@ stage("the wrappers of PTX", 20, [wrappers]);
 stage("captures: build", 60, [nvcc!.command, ...flags, "kernels/tests/captures.cu", "-o", captures]);
 stage("captures", 20, [captures]);
 
+buildCpuLibrary(); // tests compare with it, and should not have to wait for it
 const suite = [bun, "test", "--timeout", "60000"];
 const onGpu = ["tests/conformance", "tests/model/stepper.test.ts"];
 stage("conformance on the GPU", 150, [...suite, ...onGpu], { MANTOU_BACKENDS: "cuda" });

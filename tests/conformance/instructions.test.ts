@@ -6,6 +6,8 @@ import { describe, expect, test } from "bun:test";
 import { join } from "node:path";
 import { openDevice } from "@mantou/model";
 
+/** Where $MANTOU_BACKENDS names others, these tests would only take the time of a GPU. */
+const isMeant = (process.env.MANTOU_BACKENDS ?? "cpu").split(",").includes("cpu");
 const SETS = process.arch === "x64" ? ["amx", "avx512-bf16", "avx512", "avx2", "sse2", "amx-model"] : ["neon"];
 const root = join(import.meta.dir, "../..");
 
@@ -17,17 +19,17 @@ function run(instructions: string, args: string[]) {
 
 const describeDevice =
   'import { openDevice } from "@mantou/model"; using d = openDevice("cpu"); console.log(d.description, d.preferredPrecision.precision);';
-using device = openDevice("cpu"); // compiled before the clock of a test runs
-const chosen = device.description;
+using device = isMeant ? openDevice("cpu") : null; // compiled before the clock of a test runs
+const chosen = device?.description ?? "";
 
-describe("instruction sets", () => {
+describe.skipIf(!isMeant)("instruction sets", () => {
   test("one that does not exist is refused, and the others are named", () => {
     const { success, text } = run("mmx", ["-e", describeDevice]);
     expect(success).toBe(false);
     expect(text).toContain(`MANTOU_INSTRUCTIONS is mmx; known are ${SETS.join(", ")}`);
   });
 
-  for (const set of SETS) {
+  for (const set of isMeant ? SETS : []) {
     const { success, text } = run(set, ["-e", describeDevice]);
     if (!success) {
       test(`${set}, which this processor does not have, is refused`, () => {
