@@ -247,7 +247,8 @@ describe("what is refused names file and place", () => {
     ["stories.txt", Bun.zstdCompressSync(asText), "is a zstd file, not text"],
     ["rows.pq", "PAR1", "is a Parquet file, not text"],
     ["not.parquet", "PAR1 but not really PAR1", "is no whole Parquet file"],
-    ["single.txt", "only one document", "which went into the validation part"],
+    ["single.txt", "only one document", "the sources have 1 document, which went into the validation part"],
+    ["blank.jsonl", "\n\n", "the sources have no documents"],
   ];
   test.each(cases)("%s", async (name, content, message) => {
     const path = place.file(name, content);
@@ -257,10 +258,22 @@ describe("what is refused names file and place", () => {
     );
     expect(error).toBeInstanceOf(UserError);
     expect(error!.message).toContain(message);
-    if (name !== "single.txt") expect(error!.message).toContain(path);
+    if (!error!.message.startsWith("the sources")) expect(error!.message).toContain(path);
     expect(error!.fix).toBeString();
     // Nothing is left that would stand in the way of another try.
     expect(existsSync(place.path(`refused-${name}`))).toBe(false);
+  });
+
+  test("sources of which nothing is held out, until more is asked for", async () => {
+    place.file("first.txt", " ");
+    place.file("second.txt", ["one", "two", "three"].join("<|endoftext|>"));
+    const few = { ...options(["first.txt", "second.txt"], "few"), heldOut: 0.01 };
+    await expect(prepareDataset(few)).rejects.toThrow(
+      "the sources have 3 documents, none of which went into the validation part",
+    );
+    const { manifest } = await prepareDataset({ ...few, heldOut: 0.5 });
+    expect(manifest.train.documents + manifest.val.documents).toBe(3);
+    expect(manifest.val.documents).toBeGreaterThan(0);
   });
 });
 

@@ -61,7 +61,7 @@ export async function prepareDataset(options: PrepareOptions): Promise<{ manifes
   try {
     return await prepareClaimed(pieces, given, options);
   } catch (error) {
-    const isDone = pieces.some((_, index) => readRecord(out, index)?.train !== undefined);
+    const isDone = (["train", "val"] as const).every((part) => pieces.some((_, i) => readRecord(out, i)?.[part]));
     // Sources that are no good leave no trace, so that the next try may differ; work that was done is kept.
     if (isNew && !isDone && error instanceof UserError && !options.signal?.aborted) abandon(out, pieces.length);
     throw error;
@@ -94,14 +94,27 @@ async function prepareClaimed(
     train: part("train"),
     val: part("val"),
   };
-  if (manifest.train.tokens === 0) {
-    throw new UserError(`the sources have ${manifest.val.documents} document, which went into the validation part`, {
-      fix: `give more documents; in a text they are divided by ${END_OF_TEXT}`,
-    });
-  }
+  checkParts(manifest);
   writeAtomically(join(out, MANIFEST), [new TextEncoder().encode(`${JSON.stringify(manifest, null, 2)}\n`)]);
   rmSync(workDirectory(out), { recursive: true });
   return { manifest, resumed };
+}
+
+/** @throws UserError when there is nothing to train on, or nothing to validate with */
+function checkParts({ train, val }: DatasetManifest): void {
+  if (train.tokens > 0 && val.tokens > 0) return;
+  const count = train.documents + val.documents;
+  const documents = `the sources have ${count === 0 ? "no" : count} ${count === 1 ? "document" : "documents"}`;
+  const divided = `in a text they are divided by ${END_OF_TEXT}`;
+  if (count === 0) throw new UserError(documents, { fix: "give files with text in them" });
+  if (val.tokens > 0) {
+    throw new UserError(`${documents}, which went into the validation part`, {
+      fix: `give more documents, or a smaller --held-out; ${divided}`,
+    });
+  }
+  throw new UserError(`${documents}, none of which went into the validation part`, {
+    fix: `give more documents, or a larger --held-out; ${divided}`,
+  });
 }
 
 async function prepareTokenizer(
