@@ -200,6 +200,11 @@ describe("files", () => {
       [(file) => (file.model.vocab["a b"] = 999), 'token "a b" has a blank'],
       [(file) => (file.model.ignore_merges = true), "ignore_merges"],
       [(file) => (file.model.vocab.t = 5), "two tokens have id 5"],
+      [(file) => delete file.model.vocab["▁"], "the vocabulary has no ▁, which blanks become"],
+      [
+        (file) => file.added_tokens.push({ id: 999, content: "é", normalized: true }),
+        'added token "é" is one character and "normalized"',
+      ],
       [
         (file) => {
           Object.assign(file, { normalizer: null, pre_tokenizer: { type: "Metaspace", replacement: "▁" } });

@@ -70,13 +70,19 @@ export function parseSentencePiece(file: Json, model: Json): SentencePieceOption
   const tokens = readTokens(file, model);
   const { vocab, added, normalized, merges } = tokens;
   if (file.normalizer == null) checkOrder(tokens);
+  const blanks = readBlanks(file);
+  // with the blank in front it is found; without, the model may still make it
+  const alone = normalized.find((token) => [...token].length === 1);
+  if (alone !== undefined && blanks.blankInFront === "stretches") {
+    fail(`added token ${JSON.stringify(alone)} is one character and "normalized": that is not supported`);
+  }
   return {
     vocab,
     merges,
     specialTokens: added,
     // a pre-tokenizer comes after all added tokens
     normalizedSpecialTokens: file.normalizer == null ? [] : normalized,
-    ...readBlanks(file),
+    ...blanks,
     stripsBlank: readDecoder(file),
   };
 }

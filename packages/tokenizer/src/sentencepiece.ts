@@ -69,6 +69,7 @@ export class SentencePieceTokenizer extends Tokenizer {
       }
       vocab.set(id, isByte.has(id) ? Uint8Array.of(byteTokens.indexOf(id)) : encodeUtf8(withBlanks(text)));
     }
+    if (!characters.has(" ")) throw new TokenizerError(`the vocabulary has no ${LOW_LINE}, which blanks become`);
     for (const pair of options.merges) {
       const byte = pair.find((text) => /^<0x[0-9A-F]{2}>$/.test(text));
       if (byte !== undefined) throw new TokenizerError(`a merge of ${byte}: bytes that are merged are not supported`);
