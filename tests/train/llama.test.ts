@@ -12,9 +12,10 @@ import { UserError } from "../../packages/train/src/errors.ts";
 import { checkLlama, fromHuggingFaceConfig, toHuggingFaceConfig } from "../../packages/train/src/llama/config.ts";
 import { exportHuggingFace } from "../../packages/train/src/llama/export-hf.ts";
 import { quantizeQ8 } from "../../packages/train/src/llama/export-gguf.ts";
+import { importedConfig, saveImported } from "../../packages/train/src/llama/import-run.ts";
 import { readHuggingFaceTokenizer } from "../../packages/train/src/llama/tokenizer.ts";
 import { llamaTensors, toHalfSplit, toNeighbours } from "../../packages/train/src/llama/weights.ts";
-import { loadRun } from "../../packages/train/src/run.ts";
+import { RunDirectory, loadRun } from "../../packages/train/src/run.ts";
 import { Workplace, flags, smallFlags, storyText, temporariesIn } from "./support/workplace.ts";
 
 const place = new Workplace();
@@ -221,6 +222,23 @@ describe("export and import", () => {
     }
     broken.mockRestore();
     expect(exportHuggingFace(out, model, tokenizer, { dtype: "f32" })).toContain("model.safetensors");
+  });
+
+  test("an import that fails half-way leaves nothing, and one that is killed there no run", () => {
+    using device = openDevice("cpu", { threads: 1 });
+    const { model, tokenizer } = loadRun(run, device, () => {});
+    const half = new RunDirectory(place.path("runs/half"));
+    const values = model.store.get("ln_final.weight").value;
+    const broken = spyOn(values, "toFloat32Array").mockImplementation(() => {
+      expect([existsSync(half.tokenizer), existsSync(half.config)]).toEqual([true, false]);
+      throw new Error("no more");
+    });
+    const save = () => saveImported(half, importedConfig(half.path, model.config), model, tokenizer);
+    expect(save).toThrow("no more");
+    expect(half.exists).toBe(false);
+    broken.mockRestore();
+    save();
+    expect(loadRun(half.path, device, expect.unreachable).step).toBe(0);
   });
 
   test("an import is a run: it generates, is evaluated, exported and refuses to be resumed", async () => {

@@ -1,5 +1,5 @@
 /** An imported checkpoint as a run's directory, with which every command can go on. */
-import { mkdirSync } from "node:fs";
+import { mkdirSync, rmSync } from "node:fs";
 import { availableParallelism } from "node:os";
 import { basename, dirname, join } from "node:path";
 import type { TransformerLM } from "@mantou/model";
@@ -25,15 +25,20 @@ export function importedConfig(out: string, model: TransformerLM["config"]): Res
   return resolved;
 }
 
-/** Writes the directory: config, tokenizer, and a checkpoint of the weights alone, last. */
+/** Writes the directory: tokenizer, a checkpoint of the weights alone, and last the config, which makes it a run. */
 export function saveImported(
   run: RunDirectory,
   config: ResolvedConfig,
   model: TransformerLM,
   tokenizer: Tokenizer,
 ): void {
-  mkdirSync(run.checkpoints, { recursive: true });
-  saveTokenizer(tokenizer, run.tokenizer);
-  saveConfig(run, config);
-  saveCheckpoint(join(run.checkpoints, checkpointName(0)), { model, optimizer: null, iteration: 0 });
+  try {
+    mkdirSync(run.checkpoints, { recursive: true });
+    saveTokenizer(tokenizer, run.tokenizer);
+    saveCheckpoint(join(run.checkpoints, checkpointName(0)), { model, optimizer: null, iteration: 0 });
+    saveConfig(run, config);
+  } catch (error) {
+    for (const path of [run.tokenizer, run.checkpoints, run.config]) rmSync(path, { recursive: true, force: true });
+    throw error;
+  }
 }
