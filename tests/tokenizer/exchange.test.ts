@@ -3,7 +3,7 @@
  * That the real libraries load what is written here is proven by oracles/compare.ts.
  */
 import { afterAll, describe, expect, test } from "bun:test";
-import { mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { PATTERN_NAMES, Tokenizer, TokenizerError } from "@mantou/tokenizer";
@@ -30,6 +30,13 @@ describe.each(PATTERN_NAMES.map((pattern) => [pattern]))("a tokenizer with the p
     expect(readdirSync(directory).filter((name) => name.endsWith("tmp"))).toEqual([]);
     rmSync(path, { recursive: true });
   });
+});
+
+test.each(["mantou", "huggingface", "tiktoken"] as const)("a byte order mark before %s is passed over", (format) => {
+  const path = join(directory, "marked");
+  saveTokenizer(tokenizer, path, format);
+  writeFileSync(path, `\ufeff${readFileSync(path, "utf8")}`);
+  expect(loadTokenizer(path, { specialTokens: Object.fromEntries(tokenizer.specialTokens) }).hash).toBe(tokenizer.hash);
 });
 
 test("a custom pattern survives a tokenizer.json", () => {

@@ -380,8 +380,9 @@ function turn(): Promise<void> {
   return new Promise((resolve) => setImmediate(resolve));
 }
 
+/** Without a byte order mark, which some editors put in front and no format knows. */
 function readText(path: string): string {
-  return new TextDecoder("utf-8", { ignoreBOM: true }).decode(readFileSync(path));
+  return new TextDecoder().decode(readFileSync(path));
 }
 
 /** Puts the path in front of an error's message, unless it is there already. */
