@@ -126,6 +126,13 @@ test("runs are trained and compared; stopped and repeated, in turn or two at onc
   const before = readFileSync(join(directory, "results.json"), "utf8");
   await place.succeed("sweep", "--config", file);
   expect(readFileSync(join(directory, "results.json"), "utf8")).toBe(before);
+  const outcomes = readFileSync(join(directory, "outcomes.json"));
+  for (const damaged of ["{", "null", '{"low":{"status":"lost"}}']) {
+    writeFileSync(join(directory, "outcomes.json"), damaged);
+    const { code, stderr } = await place.run("sweep", "--config", file);
+    expect([code, stderr]).toEqual([2, expect.stringContaining("outcomes.json does not say how runs ended\n  fix: ")]);
+  }
+  writeFileSync(join(directory, "outcomes.json"), outcomes);
   const other = await place.run(
     "sweep",
     "--config",

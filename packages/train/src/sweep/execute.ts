@@ -3,6 +3,7 @@ import { closeSync, existsSync, mkdirSync, openSync, readFileSync } from "node:f
 import { availableParallelism, freemem } from "node:os";
 import { join } from "node:path";
 import { writeAtomically, type Device } from "@mantou/model";
+import { z } from "zod";
 import { type ResolvedConfig, choose, chooseBatchSizes, settled } from "../config.ts";
 import { UserError } from "../errors.ts";
 import { DirectoryLock } from "../lock.ts";
@@ -80,7 +81,7 @@ export async function executeSweep(
   claim(sweep, directory);
   const shared = prepareShared(sweep, options, events);
   const state = join(directory, "outcomes.json");
-  const outcomes = existsSync(state) ? (JSON.parse(readFileSync(state, "utf8")) as Record<string, RunOutcome>) : {};
+  const outcomes = readOutcomes(state);
   const queue = sweep.runs.filter(({ name }) => !["finished", "diverged"].includes(outcomes[name]?.status ?? ""));
   const running = new Map<string, Bun.Subprocess>();
   const stop = () => {
@@ -120,6 +121,25 @@ export async function executeSweep(
   }
   signal?.throwIfAborted();
   return outcomes;
+}
+
+const outcomesSchema = z.record(
+  z.string(),
+  z.strictObject({
+    status: z.enum(["finished", "diverged", "failed", "unfinished"]),
+    message: z.string().optional(),
+  }),
+);
+
+/** How runs ended, as far as it is known. @throws UserError for a file that does not say so */
+function readOutcomes(path: string): Record<string, RunOutcome> {
+  if (!existsSync(path)) return {};
+  try {
+    return outcomesSchema.parse(JSON.parse(readFileSync(path, "utf8")));
+  } catch (cause) {
+    const fix = "take it away: runs that are finished stay so, those that diverged are trained again";
+    throw new UserError(`${path} does not say how runs ended`, { fix, cause });
+  }
 }
 
 /** A directory belongs to one sweep: runs that are there must be those of the file. */
