@@ -56,9 +56,13 @@ describe("texts", () => {
     expect(await trainFails(2, "--data", place.folder)).toContain("is a directory without a manifest.json");
     expect(await trainFails(2, "--data", tiny)).toContain(`--data ${tiny} has 2 bytes, too few for a context of 16`);
     const held = await trainFails(2, "--data", short);
-    expect(held).toMatch(/the held-out end of .*short\.txt has 5 bytes, .*\n {2}fix: .* \(4 at most\)\n/);
+    expect(held).toMatch(
+      /the held-out end of .*short\.txt has 5 bytes, .*\n {2}fix: .* a larger --held-out, .* \(4 at most\)\n/,
+    );
     const training = await trainFails(2, "--data", short, "--held-out", "0.5", "--model.context-length", "30");
-    expect(training).toMatch(/the training part of .*short\.txt has 24 bytes, .*\n {2}fix: .* \(23 at most\)\n/);
+    expect(training).toMatch(
+      /the training part of .*short\.txt has 24 bytes, .*\n {2}fix: .* a smaller --held-out, .* \(23 at most\)\n/,
+    );
     const long = await trainFails(2, "--data", data, "--model.context-length", "50000");
     expect(long).toContain("too few for a context of 50000");
     expect(long).toContain("--model.context-length");
@@ -326,6 +330,9 @@ describe("a run directory that exists", () => {
     expect(failure(await place.run("train", ...init), 2)).toContain(untrained);
     expect(existsSync(place.path("runs/begun"))).toBe(false);
     expect(failure(await place.run("eval", "--run", "runs/finished", "--data", "no.txt"), 2)).toContain("no.txt");
+    place.file("letter.txt", "a");
+    const letter = failure(await place.run("eval", "--run", "runs/finished", "--data", "letter.txt"), 2);
+    expect(letter).toContain("letter.txt has 1 token, with none after it to tell\n  fix: give more text");
   });
 });
 

@@ -271,18 +271,19 @@ export interface Batch {
  * Refuses data that are too short for a single run.
  * @param what the data, at the beginning of a sentence
  * @param count tokens, or bytes of text, of which there are at least as many
+ * @param options or: another way out than more text and a smaller context
  * @throws UserError
  */
 export function checkLength(
   what: string,
   count: number,
   contextLength: number,
-  { unit = "tokens", atMost = count - 1 } = {},
+  { unit = "tokens", atMost = count - 1, or = "" } = {},
 ): void {
   if (count > contextLength) return;
   const has = `${count} ${count === 1 ? unit.replace(/s$/, "") : unit}`;
   throw new UserError(`${what} has ${has}, too few for a context of ${contextLength} tokens and the one after`, {
-    fix: `give more text, or a smaller --model.context-length${atMost > 0 ? ` (${atMost} at most)` : ""}`,
+    fix: `give more text, ${or}or a smaller --model.context-length${atMost > 0 ? ` (${atMost} at most)` : ""}`,
   });
 }
 

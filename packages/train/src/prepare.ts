@@ -128,8 +128,10 @@ export function checkTextLengths(config: DataConfig & { model: { contextLength: 
   const atMost = Math.min(trainBytes, valBytes) - 1;
   checkLength(`--data ${config.data}`, size, contextLength, { unit: "bytes", atMost });
   const held = config.val === undefined ? `the held-out end of ${config.data}` : `--val ${config.val}`;
-  checkLength(`the training part of ${config.data}`, trainBytes, contextLength, { unit: "bytes", atMost });
-  checkLength(held, valBytes, contextLength, { unit: "bytes", atMost });
+  const or = (size: string) => (config.val === undefined ? `a ${size} --held-out, ` : "");
+  const part = { unit: "bytes", atMost };
+  checkLength(`the training part of ${config.data}`, trainBytes, contextLength, { ...part, or: or("smaller") });
+  checkLength(held, valBytes, contextLength, { ...part, or: or("larger") });
 }
 
 /** The tokenizer that a run is given: with its prepared data, or by itself; none: one is trained. */

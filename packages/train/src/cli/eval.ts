@@ -52,7 +52,11 @@ await runCommand(async (argv) => {
     if (!existsSync(file)) throw new UserError(`${path} has no validation data`, { fix: "add --data FILE" });
     if (!isPrepared && !isTokenFile(file)) file = encodeText(file, join(scratch, "text.bin"), tokenizer);
     using source = isPrepared ? openPart(device, file, "val", about) : new TokenFile(device, file, about);
-    const contextLength = Math.min(config.model.contextLength, Math.max(1, source.count - 1));
+    if (source.count < 2) {
+      const has = source.count === 0 ? "no token" : "1 token, with none after it to tell";
+      throw new UserError(`${data ?? file} has ${has}`, { fix: "give more text" });
+    }
+    const contextLength = Math.min(config.model.contextLength, source.count - 1);
     const reader = new BatchReader(source, config.microBatchSize, contextLength);
     const windows = Math.floor((source.count - 1) / contextLength);
     const bar = new ProgressBar({ total: windows * contextLength, label: "evaluating" });
