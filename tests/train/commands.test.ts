@@ -203,6 +203,21 @@ describe("train", () => {
   });
 });
 
+test("--profile tells of steps 3 to 12 and changes no bit, and says so where there is no third", async () => {
+  const profiled = async (name: string, ...more: string[]) => {
+    const argv = ["--config", join(run, "config.json"), "--name", name, "--profile"];
+    return (await place.succeed("train", ...argv, ...more)).stdout;
+  };
+  const steps = resultOf(run).metrics.length;
+  expect(await profiled("profiled")).toMatch(
+    new RegExp(`^profile of steps 3 to ${Math.min(12, steps)}\n[^]*^a step .* 100 %$`, "m"),
+  );
+  expect(resultOf(place.path("runs/profiled")).checkpoint.equals(resultOf(run).checkpoint)).toBe(true);
+  const short = await profiled("short", "--steps", "2", "--warmup-steps", "auto");
+  expect(short).toContain("\nprofile: none, for the first 2 steps are left out\n");
+  expect(short).not.toContain("profile of");
+});
+
 describe("the loop", () => {
   test("ends after the step in which it is told to, with a checkpoint", async () => {
     using device = openDevice("cpu", { threads: 1 });

@@ -165,6 +165,10 @@ await runCommand(async (argv) => {
   let valLoss = Number.NaN;
   let first = 0;
   const profileStep = (step: number) => {
+    if (step === config.steps && step <= first + PROFILED_AFTER) {
+      bar.print(`${style.bold("profile")}: none, for the first ${PROFILED_AFTER} steps are left out\n`);
+      return;
+    }
     if (step === first + PROFILED_AFTER) device.profile = new Profile();
     if (!device.profile || (step < first + PROFILED_UNTIL && step < config.steps)) return;
     const counted = device.profile;
