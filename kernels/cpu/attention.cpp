@@ -82,7 +82,8 @@ class Worker {
       store(scores + key * BLOCK + query, first);
       store(scores + (key + 1) * BLOCK + query, second);
     };
-    if (softmax.weigh(count, keys, ahead, scores, round_up(keys, 2), put) && accumulate)
+    const auto exp_of = [](Vector score, Vector most) { return exp(score - most); };
+    if (softmax.weigh(count, keys, ahead, scores, round_up(keys, 2), exp_of, put) && accumulate)
       softmax.correct(count, p.dim, sums);
 
     // On the diagonal, in narrower tiles.

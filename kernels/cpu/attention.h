@@ -152,12 +152,14 @@ class RunningSoftmax {
 
   // Turns scores of `count` queries into weights exp(score - maximum), 0 where the key lies past the query: query i sees
   // keys 0 .. ahead + i. put(key, query, first, second) receives those of two keys and LANES queries, up to `rows` keys,
-  // an even number; the scores of both have been read by then. Whether earlier sums are to be corrected.
-  template <typename Put>
-  bool weigh(int64_t count, int64_t keys, int64_t ahead, const float* scores, int64_t rows, const Put& put) {
+  // an even number; the scores of both have been read by then. exp_of(x, y) is exp(x - y). Whether earlier sums are to be
+  // corrected.
+  template <typename Exp, typename Put>
+  bool weigh(int64_t count, int64_t keys, int64_t ahead, const float* scores, int64_t rows, const Exp& exp_of,
+             const Put& put) {
     bool corrected = false;
     for (int64_t c = 0; c < count; c += LANES)
-      corrected |= weigh_column(c, keys, ahead + c, scores + c, rows,
+      corrected |= weigh_column(c, keys, ahead + c, scores + c, rows, exp_of,
                                 [&](int64_t key, Vector first, Vector second) { put(key, c, first, second); });
     return corrected;
   }
@@ -172,8 +174,9 @@ class RunningSoftmax {
 
  private:
   // The LANES queries from c on.
-  template <typename Put>
-  bool weigh_column(int64_t c, int64_t keys, int64_t ahead, const float* column, int64_t rows, const Put& put) {
+  template <typename Exp, typename Put>
+  bool weigh_column(int64_t c, int64_t keys, int64_t ahead, const float* column, int64_t rows, const Exp& exp_of,
+                    const Put& put) {
     // Keys that all of the queries see, and keys that any of them sees.
     const int64_t all = larger(0, smaller(keys, ahead + 1));
     const int64_t any = larger(0, smaller(keys, ahead + LANES));
@@ -187,14 +190,14 @@ class RunningSoftmax {
     Vector total{};
     int64_t key = 0;
     for (; key + 2 <= all; key += 2) {
-      const Vector first = exp(load(column + key * BLOCK) - most);
-      const Vector second = exp(load(column + (key + 1) * BLOCK) - most);
+      const Vector first = exp_of(load(column + key * BLOCK), most);
+      const Vector second = exp_of(load(column + (key + 1) * BLOCK), most);
       put(key, first, second);
       total += first + second;
     }
     for (; key < any; key += 2) {
-      const Vector first = seen(key) ? exp(load(column + key * BLOCK) - most) : Vector{};
-      const Vector second = seen(key + 1) ? exp(load(column + (key + 1) * BLOCK) - most) : Vector{};
+      const Vector first = seen(key) ? exp_of(load(column + key * BLOCK), most) : Vector{};
+      const Vector second = seen(key + 1) ? exp_of(load(column + (key + 1) * BLOCK), most) : Vector{};
       put(key, first, second);
       total += first + second;
     }

@@ -139,7 +139,7 @@ class PairBackwardWorker {
                           int64_t depth) {
     const auto of_row = [&](int64_t row, int64_t c, int64_t keys_seen, float row_lse, float row_delta, Vector& change) {
       const IntVector visible = LANE < static_cast<int32_t>(keys_seen - c);
-      const Vector weight = exp(load(scores + row * BLOCK + c) - row_lse);
+      const Vector weight = coarse_exp(load(scores + row * BLOCK + c), splat(row_lse));
       change = visible ? weight * (load(dscores + row * BLOCK + c) - row_delta) : Vector{};
       return visible ? weight : Vector{};
     };

@@ -158,7 +158,9 @@ class PairWorker {
     const auto put = [=](int64_t key, int64_t query, Vector first, Vector second) {
       store_pairs<Factor>(column_of(weights, query, depth) + key / 2 * COLUMNS, first, second);
     };
-    if (softmax.weigh(count, keys, ahead, scores, 2 * depth, put) && accumulate) softmax.correct(count, p.dim, sums);
+    const auto exp_of = [](Vector score, Vector most) { return coarse_exp(score, most); };
+    if (softmax.weigh(count, keys, ahead, scores, 2 * depth, exp_of, put) && accumulate)
+      softmax.correct(count, p.dim, sums);
 
     for (int64_t c = 0, columns; c < count; c += columns) {
       columns = ahead + 1 < keys ? smaller(columns_from(c, count), LEAST_COLUMNS) : columns_from(c, count);
