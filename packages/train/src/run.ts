@@ -85,6 +85,19 @@ export function claimDirectory(resolved: ResolvedConfig, name: string): RunDirec
   }
 }
 
+/**
+ * Holds a new run, once its directory is locked, against what has come there since it was claimed: devices take their
+ * time to open, above all where kernels are compiled first.
+ * @throws UserError when another process has begun a run there
+ */
+export function checkStillFree(run: RunDirectory): void {
+  if (!run.exists) return;
+  throw new UserError(`another process has meanwhile begun a run in ${run.path}`, {
+    fix: "repeat the command, or take another --name",
+    exitCode: 1,
+  });
+}
+
 /** Settings of the machine that a run goes on with, not of the run: they do not make another one of it. */
 export const MACHINE_SETTINGS = ["device", "threads"] as const;
 

@@ -22,6 +22,8 @@ export interface Prepared {
   run: RunDirectory;
   /** What was asked for; the tokenizer settles the size of the vocabulary. */
   resolved: ResolvedConfig;
+  /** Whether nothing of it was there yet. */
+  isNew: boolean;
 }
 
 /** How `train` was called: preset, config file and flags. */
@@ -45,7 +47,7 @@ export function start(layers: Layers, say: (line: string) => void): Prepared {
   chooseForDevice(resolved, device);
   const style = styleFor(process.stdout);
   say(`${formatConfig(resolved, widthOf(process.stdout), style)}\n`);
-  return { run, resolved, device };
+  return { run, resolved, device, isNew: true };
 }
 
 /** A run that was stopped, with the config it had and what was chosen for it, on the machine that it is given now. */
@@ -72,7 +74,7 @@ export function reopen(path: string, say: (line: string) => void, machine: Machi
   chooseThreads(resolved);
   const device = openDevice(machine.device ?? before, { threads: settledThreads(resolved), log: say });
   if (machine.device === "auto") choose(resolved, "device", device.name, device.reason);
-  return { run, resolved, device };
+  return { run, resolved, device, isNew: false };
 }
 
 /** Puts the tokenizer's true number of ids into the config that is kept. */

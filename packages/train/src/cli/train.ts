@@ -14,7 +14,8 @@ import { DirectoryLock } from "../lock.ts";
 import { prepareData, prepareTokenizer } from "../prepare.ts";
 import { presets } from "../presets.ts";
 import { formatPlan, outOfMemory, planTraining } from "../plan.ts";
-import { MACHINE_SETTINGS, type RunDirectory, initialise, modelConfig, modelOptions, saveConfig } from "../run.ts";
+import { MACHINE_SETTINGS, type RunDirectory, checkStillFree, initialise } from "../run.ts";
+import { modelConfig, modelOptions, saveConfig } from "../run.ts";
 import { validate } from "../schema.ts";
 import { formatCount, formatDuration, shellWord } from "../terminal/format.ts";
 import { plotCurve } from "../terminal/plot.ts";
@@ -125,6 +126,7 @@ await runCommand(async (argv) => {
   }
   const { run, resolved } = begin;
   using _lock = new DirectoryLock(run.path, "wait until it has ended, or take another --name");
+  if (begin.isNew) checkStillFree(run);
   saveConfig(run, resolved);
   run.removeTemporaries();
 
