@@ -107,6 +107,7 @@ describe("a library", () => {
     const compiler = fakeCompiler();
     const path = build(compiler);
     expect(readFileSync(path, "utf8")).toBe("link\n");
+    expect(readdirSync(dirname(path))).toEqual([basename(path)]);
     expect(path.startsWith(join(folder, "build", "cpu-"))).toBe(true);
     expect(basename(path)).toMatch(/^libmantou\.(so|dylib)$/);
     expect(filesBuilt()).toEqual([basename(path)]);
@@ -228,6 +229,7 @@ describe("several processes", () => {
     expect(filesBuilt()).toContain("lock");
     const path = build(compiler);
     expect(readFileSync(path, "utf8")).toBe("link\n");
+    expect(readdirSync(dirname(path))).toEqual([basename(path)]);
     expect(lines.length).toBe(1);
     expect(filesBuilt()).not.toContain("lock");
     await release(); // the killed one's compiler is still there

@@ -7,7 +7,7 @@ import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { Random } from "@mantou/model";
 import { checkpointName, listCheckpoints } from "../../packages/train/src/checkpoint.ts";
-import { Workplace, flags, newestStep, resultOf, smallFlags, storyText } from "./support/workplace.ts";
+import { Workplace, flags, newestStep, resultOf, root, smallFlags, storyText } from "./support/workplace.ts";
 import { succeeded, temporariesIn, until } from "./support/workplace.ts";
 
 const STEPS = 60;
@@ -71,6 +71,20 @@ for (const signal of ["SIGINT", "SIGTERM"] as const) {
     expect(stderr).toContain("holds a finished run of this config");
   });
 }
+
+test("a reader that closes the pipe stops the run with a checkpoint, and the same command goes on", async () => {
+  const argv = trainFlags("read");
+  const script = join(root, "packages/train/src/cli/train.ts");
+  // The first sample is the first that is printed after the run's description.
+  const pipe = '{ "$@"; echo "ended with $?" >&2; } | sed "/^run /q"';
+  const { stderr } = await place.startProgram(["sh", "-c", pipe, "sh", process.execPath, script, ...argv]).ended;
+  expect(stderr).toContain("warning: standard output cannot be written, so the run stops: EPIPE");
+  expect(stderr).toContain("ended with 0");
+  expect(newestStep(runPath("read"))).toBeGreaterThan(0);
+  expect(newestStep(runPath("read"))).toBeLessThan(STEPS);
+  await place.succeed("train", ...argv);
+  expectReference("read");
+});
 
 test("another number of threads in a --config file goes on with the run, and is taken", async () => {
   const name = "machine";

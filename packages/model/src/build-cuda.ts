@@ -6,7 +6,7 @@ import { createHash } from "node:crypto";
 import { existsSync, mkdirSync, readFileSync, readdirSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { availableParallelism, totalmem } from "node:os";
 import { basename, dirname, join, resolve } from "node:path";
-import { BuildError, type BuildOptions, EXTENSION, findCompiler, root, withLock } from "./build.ts";
+import { BuildError, type BuildOptions, EXTENSION, findCompiler, makeScratch, root, withLock } from "./build.ts";
 
 /** How the emulated library is checked (see kernels/emulator/README.md). */
 export type Emulation = "plain" | "asan" | "race";
@@ -164,8 +164,7 @@ export function build(recipe: Recipe, options: BuildOptions = {}): string {
   return withLock(join(directory, "lock"), () => {
     if (existsSync(library) && !options.force) return library;
     const started = performance.now();
-    const scratch = join(directory, `objects-${process.pid}`);
-    mkdirSync(scratch, { recursive: true });
+    const scratch = makeScratch(directory);
     try {
       const objects = units.map(({ source }) => join(scratch, `${basename(source)}.o`));
       const commands = units.map(({ source, flags }, i) => {

@@ -119,8 +119,7 @@ function compile(
   log: (line: string) => void,
 ): void {
   const started = performance.now();
-  const scratch = join(directory, `objects-${process.pid}`);
-  mkdirSync(scratch, { recursive: true });
+  const scratch = makeScratch(directory);
   try {
     const jobs = units.flatMap((unit) => {
       const job = (target: string, flags: string) => {
@@ -156,6 +155,20 @@ function run(command: string[], compiler: Compiler): void {
   const messages = result.stderr.toString().trim();
   const hint = /fopenmp|omp\.h/.test(messages) ? "\nThe compiler lacks OpenMP: use g++, or install libomp." : "";
   throw new BuildError(`the CPU kernels did not compile with ${compiler.version}:\n${messages}${hint}`);
+}
+
+/**
+ * A folder for the objects of this process. Those of processes that were killed go; as their compilers may run on, it is
+ * not theirs.
+ */
+export function makeScratch(directory: string): string {
+  const prefix = "objects-";
+  for (const name of readdirSync(directory)) {
+    if (name.startsWith(prefix)) rmSync(join(directory, name), { recursive: true, force: true, maxRetries: 3 });
+  }
+  const scratch = join(directory, `${prefix}${process.pid}`);
+  mkdirSync(scratch);
+  return scratch;
 }
 
 /** Runs `work` while holding the lock file; waits for a live holder, takes over from a dead one. */

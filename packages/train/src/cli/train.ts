@@ -127,6 +127,8 @@ await runCommand(async (argv) => {
   const { run, resolved } = begin;
   using _lock = new DirectoryLock(run.path, "wait until it has ended, or take another --name");
   if (begin.isNew) checkStillFree(run);
+  using dashboard = watch ? await watchRun(run, watchPort) : null;
+  if (dashboard !== null) say(`${style.bold("watch")}   ${dashboard.url}\n`);
   saveConfig(run, resolved);
   run.removeTemporaries();
 
@@ -154,8 +156,6 @@ await runCommand(async (argv) => {
       `${style.bold("run")}     ${run.path}\n`,
   );
 
-  using dashboard = watch ? await watchRun(run, watchPort) : null;
-  if (dashboard !== null) say(`${style.bold("watch")}   ${dashboard.url}\n`);
   const onWarning = (message: string) => bar.print(`${style.color("yellow", "warning")}: ${message}`);
   const wandb = project === undefined ? null : await WandbLog.start(run, config, { project, onWarning });
   if (wandb !== null) say(`${style.bold("wandb")}   ${wandb.where}\n`);
@@ -163,6 +163,11 @@ await runCommand(async (argv) => {
   const stop = new AbortController();
   const onSignal = () => stop.abort();
   process.on("SIGINT", onSignal).on("SIGTERM", onSignal);
+  // Where nobody reads any more (`| head`), the run stops as by a signal, with a checkpoint.
+  process.stdout.removeAllListeners("error").on("error", ({ message }) => {
+    if (!stop.signal.aborted) console.error(`warning: standard output cannot be written, so the run stops: ${message}`);
+    stop.abort();
+  });
   let bar = new ProgressBar({ total: config.steps });
   let valLoss = Number.NaN;
   let first = 0;
