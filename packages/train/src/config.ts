@@ -229,7 +229,7 @@ export function autoMicroBatchSize(
   const bytes = 4 * model.contextLength * model.numLayers * (20 * model.dModel + 4 * model.dFf);
   let value = Math.min(batchSize, Math.max(1, Math.floor(budget / bytes)));
   while (batchSize % value !== 0) value--;
-  const size = `about ${((bytes * value) / 1e9).toPrecision(2)} GB of activations`;
+  const size = `at most about ${((bytes * value) / 1e9).toPrecision(2)} GB of activations`;
   return { value, reason: value === batchSize ? `all of the batch: ${size}` : `${size}, within ${budget / 1e9} GB` };
 }
 
