@@ -46,6 +46,17 @@ onEveryBackend((backend) => {
       expect([...values.toFloat32Array(), ...copy.toFloat32Array()]).toEqual([0, 12, 14, 10, 12, 14]);
     });
 
+    test("are refused once memory that they use is freed", () => {
+      using device = openBackend(backend, 1);
+      using values = Tensor.from(device, [3], ones(3));
+      const others = Tensor.from(device, [3], ones(3));
+      using graph = device.capture(() => operations.add(values, values, others))!;
+      device.replay(graph);
+      others[Symbol.dispose]();
+      expect(() => device.replay(graph)).toThrow("native memory was used after it was freed");
+      expect([...values.toFloat32Array()]).toEqual([2, 2, 2]);
+    });
+
     test("take the time that passes between marks around them", () => {
       using device = openBackend(backend, 1);
       using values = Tensor.from(device, [3], ones(3));

@@ -62,6 +62,8 @@ export class Native implements Disposable {
   #functions: Record<SymbolName, RawFunction>;
   #context: number = 0;
   #owned = new Set<Disposable>();
+  /** Memory that what is being captured will use again. */
+  #capturing: Set<Memory> | undefined;
   /** Whether a call has failed on the device: that error has been told. */
   #deviceFailed = false;
   readonly backend: string;
@@ -155,18 +157,21 @@ export class Native implements Disposable {
     if (status === UNSUPPORTED) return undefined;
     this.#check(status);
     const place = new BigUint64Array(new ArrayBuffer(8));
+    const memories = new Set<Memory>();
+    this.#capturing = memories;
     let ended: unknown;
     let isWhole = false;
     try {
       body();
       isWhole = true;
     } finally {
+      this.#capturing = undefined;
       ended = this.#functions.mantou_capture_end(context, place);
       if (!isWhole && ended === 0) this.#functions.mantou_graph_destroy(context, Number(place[0]));
     }
     this.#check(ended);
     const address = Number(place[0]);
-    const graph: Graph = new Graph(address, () => {
+    const graph: Graph = new Graph(address, memories, () => {
       this.#owned.delete(graph);
       this.#checkFreed(this.#functions.mantou_graph_destroy(this.#context, address));
     });
@@ -237,7 +242,11 @@ export class Native implements Disposable {
     if (raw.length + args.length !== parameters.length) {
       throw new TypeError(`${name} takes ${parameters.length} arguments, not ${raw.length + args.length}`);
     }
-    for (const value of args) raw.push(convert(name, raw.length, parameters[raw.length]!, value));
+    for (const value of args) {
+      raw.push(convert(name, raw.length, parameters[raw.length]!, value));
+      const memory = (value as Slice | null)?.memory;
+      if (this.#capturing && memory instanceof Memory) this.#capturing.add(memory);
+    }
     return this.#functions[name](...raw);
   }
 
@@ -366,18 +375,24 @@ export class HostMemory extends Memory {
 /** Captured work, freed by `using` or dispose. */
 export class Graph implements Disposable {
   #address: number;
+  #memories: Iterable<Memory>;
   #free: (() => void) | undefined;
 
   static {
     graphAddress = (graph) => {
       if (!graph.#free) throw new NativeError("a graph was used after it was freed", 0);
+      for (const memory of graph.#memories) addressOf(memory); // what has been freed throws
       return graph.#address;
     };
   }
 
-  /** Made by `Native.capture` alone. */
-  constructor(address: number, free: () => void) {
+  /**
+   * Made by `Native.capture` alone.
+   * @param memories what the work was captured with
+   */
+  constructor(address: number, memories: Iterable<Memory>, free: () => void) {
     this.#address = address;
+    this.#memories = memories;
     this.#free = free;
   }
 
