@@ -126,6 +126,12 @@ onEveryBackend((backend, device) => {
       expect(() => tensor.upload(new Float32Array(5))).toThrow("float32 of 5 elements does not match");
       expect(() => tensor.upload(new Int32Array(6))).toThrow("int32 of 6 elements does not match");
       expect(() => tensor.download(new Float32Array(7))).toThrow("7 elements");
+      for (const wrong of [new Uint8Array(6), new Float64Array(6), new Uint16Array(6), [1, 2, 3, 4, 5, 6]]) {
+        const host = wrong as unknown as Float32Array;
+        expect(() => tensor.upload(host)).toThrow(`host data ${wrong.constructor.name} of 6 elements`);
+        expect(() => tensor.download(host)).toThrow(`host data ${wrong.constructor.name} of 6 elements`);
+        expect(() => Tensor.from(device, [6], host)).toThrow("does not match a float32 tensor [6]");
+      }
       expect(() => tensor.copyFrom(tensor.view([5]))).toThrow("cannot copy [5] into [2, 3]");
     });
 
@@ -167,6 +173,20 @@ onEveryBackend((backend, device) => {
       expect(attend({ length: 1 })).toThrow("attention: shapes");
       expect(attend({ positions: tensor.view([2]) })).toThrow("attention: shapes");
       expect(attend({ rope: tensor.view([1, 1, 2]) })).toThrow("positions beyond the table");
+      const table = tensor.view([4, 1, 2]);
+      for (const wrong of [4, 2 ** 31 - 1, -1, -(2 ** 31)]) {
+        using positions = Tensor.from(device, [2], Int32Array.of(3, wrong));
+        const text = `position ${wrong} in row 1 is not in a table of 4`;
+        expect(attend({ rope: table, positions })).toThrow(`attention: ${text}`);
+        expect(() => operations.rotatePacked(qkv, { ...shape, rope: table, positions })).toThrow(`rotation: ${text}`);
+        expect(() => operations.rope(c, c, table, positions, 2)).toThrow(`rope: ${text}`);
+      }
+      const nothing = tensor.view([0], 36);
+      expect(() => operations.sum(nothing, tensor)).toThrow("sum: shapes");
+      expect(() => operations.scale(tensor, nothing)).toThrow("scale: shapes");
+      using workspace = Tensor.zeros(device, [2], "bfloat16");
+      using norm2 = Tensor.zeros(device, [2]);
+      expect(() => operations.gradientNorm(norm2, tensor, 1, workspace)).toThrow("bytes of workspace, got 4");
       ids[Symbol.dispose]();
     });
   });
@@ -209,6 +229,11 @@ onEveryBackend((backend, device) => {
       expect(() => file.gather(layout, Float64Array.of(0.5), 2, tokens)).toThrow("mantou_file_gather");
       expect(() => file.gather(layout, Float64Array.of(-1), 2, tokens)).toThrow("mantou_file_gather");
       expect(() => file.gather({ ...layout, width: 3 }, Float64Array.of(0), 2, tokens)).toThrow("3");
+      const bytes = new Uint8Array(4) as unknown as Int32Array;
+      const halves = new Float32Array(2) as unknown as Float64Array;
+      expect(() => file.gather(layout, Float64Array.of(0, 3), 2, bytes)).toThrow("tokens in an Int32Array");
+      expect(() => file.gather(layout, halves, 2, tokens)).toThrow("starts in a Float64Array");
+      expect(() => file.prefetch(layout, halves, 2)).toThrow("starts in a Float64Array");
       expect(() => file.read(10, 3)).toThrow("mantou_file_read");
       expect(() => file.read(-1, 1)).toThrow("mantou_file_read");
       file[Symbol.dispose]();

@@ -450,6 +450,9 @@ export class MappedFile implements Disposable {
     length: number,
     tokens: Int32Array,
   ): void {
+    if (!(starts instanceof Float64Array && tokens instanceof Int32Array)) {
+      throw new TypeError("gather takes starts in a Float64Array and gives tokens in an Int32Array");
+    }
     if (tokens.length < starts.length * length) {
       throw new RangeError(`${starts.length} runs of ${length} tokens do not fit into ${tokens.length}`);
     }
@@ -459,6 +462,7 @@ export class MappedFile implements Disposable {
 
   /** Begins to read the same runs from the disk, without waiting. @throws NativeError for a run past the end */
   prefetch(layout: { offset: number; width: number }, starts: Float64Array, length: number): void {
+    if (!(starts instanceof Float64Array)) throw new TypeError("prefetch takes starts in a Float64Array");
     const { offset, width } = layout;
     this.native.call("mantou_file_prefetch", this, offset, width, starts.length, length, starts);
   }

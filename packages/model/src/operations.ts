@@ -74,12 +74,14 @@ export function cast(output: Tensor, input: Tensor): void {
 /** result[0] = scale · Σ values (+ result[0]). */
 export function sum(result: Tensor, values: Tensor, scale = 1, accumulate = false): void {
   checkFloat32("sum", { result, values });
+  check(result.count > 0, "sum", { result, values });
   result.device.run("mantou_sum", values.count, values, scale, Number(accumulate), result);
 }
 
 /** values *= factor[0]. */
 export function scale(values: Tensor, factor: Tensor): void {
   checkFloat32("scale", { values, factor });
+  check(factor.count > 0, "scale", { values, factor });
   values.device.run("mantou_scale", values.count, values, factor);
 }
 
@@ -131,8 +133,8 @@ export function embeddingBackward(dWeight: Tensor, dOutput: Tensor, tokens: Tens
 }
 
 function checkWorkspace(operation: string, workspace: Tensor, bytes: number): void {
-  if (workspace.count * 4 < bytes) {
-    throw new RangeError(`${operation} needs ${bytes} bytes of workspace, got ${workspace.count * 4}`);
+  if (workspace.bytes < bytes) {
+    throw new RangeError(`${operation} needs ${bytes} bytes of workspace, got ${workspace.bytes}`);
   }
 }
 
@@ -198,6 +200,15 @@ function unpack(qkv: Tensor, { heads, kvHeads, headDim }: AttentionShape, values
   return { q, k, v, stride: qkv.columns, scale: 1 / Math.sqrt(headDim) };
 }
 
+/** Positions must lie in the table, which they are read back for: such a call waits, and cannot be captured. */
+function checkPositions(operation: string, positions: Tensor | null | undefined, rows: number): void {
+  if (!positions) return;
+  const host = new Int32Array(new ArrayBuffer(positions.bytes));
+  positions.download(host);
+  const at = host.findIndex((position) => position < 0 || position >= rows);
+  if (at >= 0) throw new RangeError(`${operation}: position ${host[at]} in row ${at} is not in a table of ${rows}`);
+}
+
 function checkAttention(operation: string, qkv: Tensor, output: Tensor, shape: AttentionShape): void {
   const { batch, length, heads, headDim, rope, positions } = shape;
   const rows = batch * length;
@@ -206,6 +217,7 @@ function checkAttention(operation: string, qkv: Tensor, output: Tensor, shape: A
   const table = !rope || (rope.count % headDim === 0 && (positions || rope.count / headDim >= length));
   check(Boolean(table), `${operation} (positions beyond the table)`, { rope, qkv });
   check(!positions || (positions.dtype === "int32" && positions.count === rows), operation, { qkv, positions });
+  if (rope) checkPositions(operation, positions, rope.count / headDim);
 }
 
 /**
@@ -221,6 +233,7 @@ export function rotatePacked(qkv: Tensor, shape: AttentionShape): void {
   const { batch, length, heads, kvHeads, headDim, rope, positions = null } = shape;
   const fits = qkv.columns === packedWidth(shape) && qkv.rows === batch * length;
   check(fits && (positions !== null || rope!.count / headDim >= length), "rotation", { qkv, rope, positions });
+  if (rope) checkPositions("rotation", positions, rope.count / headDim);
   const type = typeOf("rotation", { qkv });
   const place = [qkv, qkv.columns] as const;
   qkv.device.run(
@@ -337,6 +350,7 @@ export function rope(output: Tensor, input: Tensor, table: Tensor, positions: Te
     table,
     positions,
   });
+  checkPositions("rope", positions, table.count / headDim);
   const stride = input.columns;
   const rows = [input.rows, input.rows, heads, headDim] as const;
   const type = typeOf("rope", { output, input });

@@ -144,10 +144,13 @@ export class Tensor implements Slice, Disposable {
   }
 
   #checkHost(data: Float32Array | Int32Array): void {
-    const dtype = data instanceof Int32Array ? "int32" : "float32";
-    if (data.length !== this.count || (dtype === "int32") !== (this.dtype === "int32")) {
+    const isInt32 = this.dtype === "int32";
+    // Bytes of any other array would be copied as they are, and more of them than it has.
+    if (data.length !== this.count || !(data instanceof (isInt32 ? Int32Array : Float32Array))) {
+      const kinds = { Float32Array: "float32", Int32Array: "int32" } as Record<string, string>;
+      const name = (data as object).constructor.name;
       throw new RangeError(
-        `host data ${dtype} of ${data.length} elements does not match a ${this.dtype} tensor ` +
+        `host data ${kinds[name] ?? name} of ${data.length} elements does not match a ${this.dtype} tensor ` +
           `[${this.shape.join(", ")}]`,
       );
     }
