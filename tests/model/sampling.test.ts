@@ -43,6 +43,8 @@ describe("sampleToken", () => {
     { minP: 0.1 },
     { minP: 0.25, temperature: 2 },
     { minP: 1 },
+    // The first two tokens have 0.80 of all, but 0.88 of what min-p would leave if it came first.
+    { topP: 0.82, minP: 0.15 },
     { topK: 5, topP: 0.99, minP: 0.05, temperature: 1.5 },
   ]) {
     test(`follows the distribution: ${JSON.stringify(options)}`, () => {

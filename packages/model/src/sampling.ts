@@ -58,7 +58,8 @@ export function sampleToken(
  * @param weights those of tokens that top-k, top-p and min-p leave out become 0
  */
 export function drawToken(weights: Float32Array, options: SamplingOptions, u: number): number {
-  keepLikely(weights, options);
+  keepFirst(weights, options);
+  keepNear(weights, options);
   let rest = u * total(weights);
   // Rounding may leave a remainder: the last token that can be drawn takes it.
   let last = 0;
@@ -83,13 +84,8 @@ function penalised(logits: Float32Array, penalty: number, seen: Iterable<number>
   return scores;
 }
 
-/** Sets the weights of the tokens that are not to be drawn to 0; of equals the first are kept. */
-function keepLikely(weights: Float32Array, { topK = 0, topP = 1, minP = 0 }: SamplingOptions): void {
-  if (minP > 0) {
-    let most = 0;
-    for (let i = 0; i < weights.length; i++) if (weights[i]! > most) most = weights[i]!;
-    for (let i = 0; i < weights.length; i++) if (weights[i]! < minP * most) weights[i] = 0;
-  }
+/** Sets the weights of the tokens that top-k and top-p leave out to 0; of equals the first are kept. */
+function keepFirst(weights: Float32Array, { topK = 0, topP = 1 }: SamplingOptions): void {
   if (topK === 0 && topP === 1) return;
   // All the tokens below this together have less than 1 − topP: the others alone reach topP, and are few as a rule.
   const least = topK === 0 ? ((1 - topP) * total(weights)) / weights.length : 0;
@@ -107,6 +103,14 @@ function keepLikely(weights: Float32Array, { topK = 0, topP = 1, minP = 0 }: Sam
   for (let i = 0; i < weights.length; i++) {
     if (weights[i]! < threshold || (weights[i] === threshold && equals-- <= 0)) weights[i] = 0;
   }
+}
+
+/** Sets the weights of the tokens that min-p leaves out to 0. */
+function keepNear(weights: Float32Array, { minP = 0 }: SamplingOptions): void {
+  if (minP === 0) return;
+  let most = 0;
+  for (let i = 0; i < weights.length; i++) if (weights[i]! > most) most = weights[i]!;
+  for (let i = 0; i < weights.length; i++) if (weights[i]! < minP * most) weights[i] = 0;
 }
 
 function atLeast(values: Float32Array, least: number): Float32Array {
