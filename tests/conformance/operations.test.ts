@@ -3,6 +3,7 @@
  * Inputs are float32, so the reference sees the very same numbers.
  */
 import { describe, expect, test } from "bun:test";
+import { functional } from "@mantou/model";
 import * as adapters from "../adapters.ts";
 import * as ops from "../reference/ops.ts";
 import { expectClose } from "../support/close.ts";
@@ -10,7 +11,7 @@ import { copyOf, floats, ints, randomInts, randomNormal, zeros } from "../suppor
 import { onEveryBackend } from "./backends.ts";
 import { gain, leads, matrix, projections, rounding } from "./inputs.ts";
 
-onEveryBackend((backend) => {
+onEveryBackend((backend, device) => {
   describe("linear", () => {
     for (const [dOut, dIn] of [
       [1, 1],
@@ -59,6 +60,18 @@ onEveryBackend((backend) => {
         expect(() => adapters.runEmbedding({ backend, weights, tokenIds })).toThrow(String(id));
       }
     });
+  });
+
+  test("ids, targets and positions that are not whole are refused", () => {
+    for (const wrong of [1.5, Number.NaN, 2 ** 32]) {
+      const data = Float32Array.of(1, wrong);
+      const text = `${wrong} at position 1 is not a whole number`;
+      const [rows, ids] = [randomNormal([2, 4], 1), { shape: [2], data }];
+      expect(() => functional.embedding(device, rows, ids)).toThrow(`token id ${text}`);
+      expect(() => functional.crossEntropy(device, rows, ids)).toThrow(`target ${text}`);
+      const options = { theta: 1e4, maxSeqLen: 8, tokenPositions: ids };
+      expect(() => functional.rope(device, rows, options)).toThrow(`token position ${text}`);
+    }
   });
 
   describe("rmsnorm", () => {

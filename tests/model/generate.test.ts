@@ -165,6 +165,26 @@ onEveryBackend((_backend, device) => {
     });
   });
 
+  test("refuses tokens that are not whole, and logits of tokens that do not fill their shape", () => {
+    const { config, weights } = goldenModels().base;
+    using model = new TransformerLM(config, { device, weights });
+    for (const token of [1.5, Number.NaN, 2 ** 32, -0.5, undefined, "1"]) {
+      const prompt = [2, token] as number[];
+      expect(() => [...generate(model, prompt, { maxTokens: 1 })]).toThrow(`token ${token} at position 1`);
+      if (typeof token !== "number") continue;
+      const data = Float32Array.from(prompt);
+      expect(() => model.logits({ shape: [2], data })).toThrow(`token ${token} at position 1`);
+    }
+    for (const [shape, count] of [
+      [[2, 3], 12],
+      [[2, 3], 5],
+      [[], 1],
+    ] as const) {
+      const given = { shape: [...shape], data: new Int32Array(count) };
+      expect(() => model.logits(given)).toThrow(`not [${shape.join(", ")}] with ${count} values`);
+    }
+  });
+
   describe("generate", () => {
     const { config, weights } = goldenModels().base;
     const withModel =

@@ -172,6 +172,12 @@ test("refuses a third step in flight, tokens outside the vocabulary and batches 
   expect(() => stepper.finish()).toThrow("no step is queued");
   const { inputs, targets } = batchOf(0, 0);
   expect(() => stepper.queue(() => ({ inputs: inputs.subarray(1), targets }), 1)).toThrow("tokens are not");
+  for (const each of [Uint8Array.from(inputs), [...inputs]]) {
+    const others = each as unknown as Int32Array;
+    expect(() => stepper.queue(() => ({ inputs: others, targets }), 1)).toThrow(
+      "takes a Float32Array or an Int32Array",
+    );
+  }
   const wrong = targets.slice().fill(golden.config.vocabSize, 5, 6);
   expect(() => stepper.queue(() => ({ inputs, targets: wrong }), 1)).toThrow("at position 5");
   expect(() => stepper.queue(() => ({ inputs, targets }), Number.NaN)).toThrow("lr must be");

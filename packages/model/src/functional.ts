@@ -50,6 +50,14 @@ function lastAxis({ shape }: NdArray): number {
   return size;
 }
 
+/** Token ids and positions, which int32 would cut to whole numbers. */
+function wholeNumbers(values: NdArray["data"], name: string): Int32Array {
+  const result = Int32Array.from(values);
+  const at = result.findIndex((value, i) => value !== values[i]);
+  if (at >= 0) throw new RangeError(`${name} ${values[at]} at position ${at} is not a whole number within int32`);
+  return result;
+}
+
 /** x Wᵀ: x [..., dIn], weight [dOut, dIn] → [..., dOut]. */
 export function linear(device: Device, x: NdArray, weight: NdArray): NdArray {
   const shape = [...x.shape.slice(0, -1), weight.shape[0]!];
@@ -65,7 +73,11 @@ export function embedding(device: Device, weight: NdArray, tokenIds: NdArray): N
   const shape = [...tokenIds.shape, lastAxis(weight)];
   return compute(device, shape, ({ from, zeros }) => {
     const output = zeros(shape);
-    operations.embeddingForward(output, from(weight), from({ ...tokenIds, data: Int32Array.from(tokenIds.data) }));
+    operations.embeddingForward(
+      output,
+      from(weight),
+      from({ ...tokenIds, data: wholeNumbers(tokenIds.data, "token id") }),
+    );
     return output;
   });
 }
@@ -172,7 +184,7 @@ export function rope(device: Device, x: NdArray, options: RopeOptions): NdArray 
 function positionsOf({ tokenPositions, maxSeqLen }: RopeOptions, shape: readonly number[]): Int32Array {
   const length = shape.at(-1) ?? 1;
   const given = tokenPositions ?? { shape: shape.slice(-1), data: Int32Array.from({ length }, (_, i) => i) };
-  const data = Int32Array.from(given.data);
+  const data = wholeNumbers(given.data, "token position");
   const wrong = data.find((position) => position < 0 || position >= maxSeqLen);
   if (wrong !== undefined) throw new RangeError(`token position ${wrong} is not below maxSeqLen ${maxSeqLen}`);
   return broadcast(given.shape, data, shape, "tokenPositions");
@@ -296,7 +308,7 @@ export function crossEntropy(device: Device, inputs: NdArray, targets: NdArray):
   const result = compute(device, [1], ({ from, zeros }) => {
     const [losses, mean] = [zeros([rows]), zeros([1])];
     const logits = from(inputs).view([rows, lastAxis(inputs)]);
-    operations.crossEntropy(losses, logits, from({ shape: [rows], data: Int32Array.from(targets.data) }), 0);
+    operations.crossEntropy(losses, logits, from({ shape: [rows], data: wholeNumbers(targets.data, "target") }), 0);
     operations.sum(mean, losses, 1 / rows);
     return mean;
   });

@@ -101,7 +101,7 @@ export class GenerationBatch implements Disposable {
       throw new RangeError(`maxTokens must be a whole number ≥ 0, not ${options.maxTokens}`);
     }
     if (prompt.length === 0) throw new RangeError("the prompt is empty: give at least one token");
-    this.model.checkTokens(Int32Array.from(prompt));
+    this.model.checkTokens(prompt);
     const slot = this.#free[0];
     if (slot === undefined) throw new RangeError(`all ${this.slots} slots are taken`);
     const member = new Member(slot, prompt, options, this.model.config.contextLength);

@@ -353,6 +353,9 @@ export class HostMemory extends Memory {
   }
 
   write(data: Float32Array | Int32Array, byteOffset = 0): void {
+    if (!(data instanceof Float32Array || data instanceof Int32Array)) {
+      throw new TypeError(`host memory takes a Float32Array or an Int32Array, not ${String(data)}`);
+    }
     this.#live().set(new Uint8Array(data.buffer, data.byteOffset, data.byteLength), byteOffset);
   }
 

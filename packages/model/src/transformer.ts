@@ -15,7 +15,7 @@ import { type Parameter, type ParameterSpec, ParameterStore } from "./parameters
 import { Random } from "./random.ts";
 import { Repeated } from "./repeated.ts";
 import { ropeTable } from "./rope.ts";
-import { type FloatType, type NdArray, Tensor } from "./tensor.ts";
+import { type FloatType, type NdArray, Tensor, elementCount } from "./tensor.ts";
 
 /** Rows of the output projection on a GPU: whole tiles of its matrix products, and 256-byte rows of logits. */
 const GPU_VOCABULARY_MULTIPLE = 128;
@@ -173,11 +173,18 @@ export class TransformerLM implements Disposable {
 
   /**
    * Logits of every position: inputs int32 [batch, length] → float32 [batch, length, vocabSize].
-   * @throws RangeError when length exceeds contextLength or a token is not in the vocabulary
+   * @throws RangeError when length exceeds contextLength, the data do not fill the shape or a token is not in the
+   *   vocabulary
    */
   logits(inputs: NdArray): NdArray {
-    const length = inputs.shape.at(-1) ?? 0;
-    const batch = length === 0 ? 0 : inputs.data.length / length;
+    const length = inputs.shape.at(-1);
+    const count = elementCount(inputs.shape);
+    if (length === undefined || inputs.data.length !== count) {
+      const given = `[${inputs.shape.join(", ")}] with ${inputs.data.length} values`;
+      throw new RangeError(`logits takes tokens [batch, length], as many as their shape says, not ${given}`);
+    }
+    this.checkTokens(inputs.data);
+    const batch = length === 0 ? 0 : count / length;
     if (length > this.config.contextLength) {
       throw new RangeError(`${length} tokens are more than model.contextLength ${this.config.contextLength}`);
     }
@@ -188,11 +195,11 @@ export class TransformerLM implements Disposable {
   }
 
   /** @throws RangeError naming the token, its place and the vocabulary's size */
-  checkTokens(tokens: Int32Array): void {
+  checkTokens(tokens: ArrayLike<number>): void {
     const { vocabSize } = this.config;
     for (let i = 0; i < tokens.length; i++) {
       const token = tokens[i]!;
-      if (token >= 0 && token < vocabSize) continue;
+      if (Number.isInteger(token) && token >= 0 && token < vocabSize) continue;
       throw new RangeError(`token ${token} at position ${i} is not in a vocabulary of ${vocabSize}`);
     }
   }
