@@ -111,12 +111,18 @@ onEveryBackend((_backend, device) => {
       expect(make({ betas: [1, 0.9] })).toThrow("betas must lie in [0, 1), not 1");
       expect(make({ betas: [0.9, -0.1] })).toThrow("not -0.1");
       expect(make({ betas: [Number.NaN, 0.9] })).toThrow("betas");
-      expect(make({ eps: -1 })).toThrow("eps must not be negative: -1");
-      expect(make({ weightDecay: -0.1 })).toThrow("weightDecay must not be negative: -0.1");
+      expect(make({ eps: -1 })).toThrow("eps must be a finite number ≥ 0, not -1");
+      expect(make({ eps: Infinity })).toThrow("eps must be a finite number ≥ 0, not Infinity");
+      expect(make({ betas: [0.9] as unknown as [number, number] })).toThrow("betas must be two numbers, not [0.9]");
+      expect(make({ betas: [0.9, 0.99999999] })).toThrow("betas must lie in [0, 1), not 0.99999999");
+      expect(make({ weightDecay: -0.1 })).toThrow("weightDecay must be a finite number ≥ 0, not -0.1");
       expect(() => new AdamW(new Map())).toThrow("at least one parameter");
       using mine = setUp(device);
       const mixed = new Map([...store.byName, ["other", mine.store.get("head")]]);
       expect(() => new AdamW(mixed)).toThrow("parameters of one model");
+      const some = new Map([...store.byName].slice(1));
+      expect(() => new AdamW(some)).toThrow(`AdamW takes all ${some.size + 1} parameters of a model, not ${some.size}`);
+      expect(() => mine.optimizer.clipAndStep(1e-3, Number.NaN)).toThrow("maxNorm must be a number");
       for (const lr of [Number.NaN, Infinity])
         expect(() => mine.optimizer.step(lr)).toThrow("lr must be a finite number");
       expect(mine.optimizer.stepCount).toBe(0);

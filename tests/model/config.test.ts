@@ -56,6 +56,8 @@ describe("refuses", () => {
     [{ logitSoftCap: -1 }, "model.logitSoftCap must be a number ≥ 0, not -1"],
     [{ norm: "middle" }, "model.norm must be one of pre, post, none, not middle"],
     [{ position: "sine" }, "model.position must be one of rope, none, not sine"],
+    [{ qkNorm: 1 }, "model.qkNorm must be true or false, not 1"],
+    [{ tieEmbeddings: "false" }, "model.tieEmbeddings must be true or false, not false"],
     [{ ffn: "relu" }, "model.ffn must be one of swiglu, silu, not relu"],
   ];
   for (const [change, message] of cases) {
@@ -97,6 +99,15 @@ onEveryBackend((_backend, device) => {
       expect(second.parameters().get(name)!.value.toFloat32Array()).toEqual(value.toFloat32Array());
     }
     expect(() => new TransformerLM(config, { device, batchSize: 0 })).toThrow("batchSize must be a whole number");
+    const activations = "drop" as "keep";
+    expect(() => new TransformerLM(config, { device, activations })).toThrow("activations must be keep or recompute");
+    for (const vocabularyMultiple of [0, -4, 1.5, Number.NaN]) {
+      expect(() => new TransformerLM(config, { device, vocabularyMultiple })).toThrow(`1, not ${vocabularyMultiple}`);
+    }
+    for (const gradientScale of [Number.NaN, Infinity, 1e-46]) {
+      const step = () => first.lossAndGradients(Int32Array.of(1), Int32Array.of(2), { length: 1, gradientScale });
+      expect(step).toThrow(`gradientScale must be a finite number, and not tiny: ${gradientScale}`);
+    }
   });
 
   test("groups are aligned, their parameters adjacent", () => {

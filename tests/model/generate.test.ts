@@ -153,6 +153,18 @@ onEveryBackend((_backend, device) => {
       expect(() => decoder.forward(Int32Array.of(0, 97))).toThrow("token 97");
       expect(() => decoder.forward(new Int32Array(3))).toThrow("3 tokens for 2 sequences");
       expect(() => decoder.forward(new Int32Array(0))).toThrow("0 tokens");
+      for (const wrong of [0, -1, 1.5, Number.NaN]) {
+        expect(() => new Decoder(model, { batchSize: wrong })).toThrow(
+          `batchSize must be a whole number of at least 1`,
+        );
+        expect(() => new Decoder(model, { capacity: wrong })).toThrow(`capacity must be a whole number of at least 1`);
+        expect(() => new GenerationBatch(model, wrong)).toThrow(`slots must be a whole number of at least 1`);
+      }
+      expect(() => decoder.reset(2)).toThrow("there is no slot 2");
+      for (const temperature of [-1, Number.NaN, Infinity]) {
+        const options = { slots: [0], temperatures: [temperature] };
+        expect(() => decoder.forward(Int32Array.of(1), options)).toThrow(`numbers ≥ 0, not ${temperature}`);
+      }
       expect(() => new Decoder(model, { capacity: 25 })).toThrow("contextLength 24");
       expect(() => decoder.forward(Int32Array.of(1, 2), { slots: [0, 2] })).toThrow("there is no slot 2");
       expect(() => decoder.forward(Int32Array.of(1, 2), { slots: [1, 1] })).toThrow("slot 1 is given twice");

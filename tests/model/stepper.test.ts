@@ -170,6 +170,12 @@ test("refuses a third step in flight, tokens outside the vocabulary and batches 
   using trained = setUp(device, { precision: "fp32", Optimizer: AdamW });
   using stepper = new Stepper(trained.model, trained.optimizer, { parts: 1, maxNorm });
   expect(() => stepper.finish()).toThrow("no step is queued");
+  const make = (changes: object) => () =>
+    new Stepper(trained.model, trained.optimizer, { parts: 1, maxNorm, ...changes });
+  for (const count of [0, 1.5, Number.NaN]) expect(make({ parts: count })).toThrow(`at least 1, not ${count}`);
+  expect(make({ maxNorm: Number.NaN })).toThrow("maxNorm must be a number");
+  using other = setUp(device, { precision: "fp32", Optimizer: AdamW });
+  expect(() => new Stepper(trained.model, other.optimizer, { parts: 1, maxNorm })).toThrow("this model's parameters");
   const { inputs, targets } = batchOf(0, 0);
   expect(() => stepper.queue(() => ({ inputs: inputs.subarray(1), targets }), 1)).toThrow("tokens are not");
   for (const each of [Uint8Array.from(inputs), [...inputs]]) {

@@ -57,14 +57,21 @@ export class AdamW implements Disposable {
     for (const parameter of parameters.values()) {
       if (parameter.store !== this.store) throw new RangeError("AdamW takes the parameters of one model");
     }
+    const [known, given] = [this.store.byName.size, parameters.size];
+    if (given !== known) throw new RangeError(`AdamW takes all ${known} parameters of a model, not ${given} of them`);
     this.betas = options.betas ?? [0.9, 0.999];
     this.eps = options.eps ?? 1e-8;
     this.weightDecay = options.weightDecay ?? 0.01;
+    if (this.betas.length !== 2) throw new RangeError(`betas must be two numbers, not [${this.betas.join(", ")}]`);
     for (const beta of this.betas) {
-      if (!(beta >= 0 && beta < 1)) throw new RangeError(`betas must lie in [0, 1), not ${beta}`);
+      // In float32, as the kernels take it, 0.99999999 is 1.
+      if (!(beta >= 0 && Math.fround(beta) < 1)) throw new RangeError(`betas must lie in [0, 1), not ${beta}`);
     }
-    if (!(this.eps >= 0)) throw new RangeError(`eps must not be negative: ${this.eps}`);
-    if (!(this.weightDecay >= 0)) throw new RangeError(`weightDecay must not be negative: ${this.weightDecay}`);
+    for (const name of ["eps", "weightDecay"] as const) {
+      if (!(this[name] >= 0 && Number.isFinite(this[name]))) {
+        throw new RangeError(`${name} must be a finite number ≥ 0, not ${this[name]}`);
+      }
+    }
     const { device, values, gradients } = this.store;
     this.firstMoments = Tensor.zeros(device, values.shape, "float32", "moments");
     this.secondMoments = Tensor.zeros(device, values.shape, "float32", "moments");
@@ -90,8 +97,12 @@ export class AdamW implements Disposable {
     this.#update(null);
   }
 
-  /** clipGradients and step in one: the gradients are scaled as they are read. Returns the norm before clipping. */
+  /**
+   * clipGradients and step in one: the gradients are scaled as they are read, or not at all where `maxNorm` is not positive.
+   * Returns the norm before clipping.
+   */
   clipAndStep(lr: number, maxNorm: number): number {
+    checkMaxNorm(maxNorm);
     this.scalars.upload(this.nextScalars(lr));
     this.queueStep(maxNorm);
     return this.norm.toFloat32Array()[0]!;
@@ -187,4 +198,9 @@ export class AdamW implements Disposable {
       return { offset, count: ranges.at(-1)!.end, ranges: ranges.length, ends, decays: rates };
     });
   }
+}
+
+/** Before anything is counted or queued. @throws RangeError for NaN */
+export function checkMaxNorm(maxNorm: number): void {
+  if (Number.isNaN(maxNorm)) throw new RangeError("maxNorm must be a number, 0 for no clipping, not NaN");
 }

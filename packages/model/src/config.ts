@@ -109,6 +109,10 @@ export function resolveModelConfig(config: ModelConfig): ResolvedModelConfig {
   if (!(low < high)) {
     throw new RangeError(`model.ropeLowFreqFactor ${low} must be less than model.ropeHighFreqFactor ${high}`);
   }
+  for (const name of ["qkNorm", "tieEmbeddings"] as const) {
+    const value: unknown = resolved[name];
+    if (typeof value !== "boolean") throw new RangeError(`model.${name} must be true or false, not ${String(value)}`);
+  }
   const choices = {
     norm: ["pre", "post", "none"],
     position: ["rope", "none"],

@@ -47,6 +47,11 @@ export class Decoder implements Disposable {
     const { contextLength, numLayers, qkNorm } = model.config;
     this.batchSize = options.batchSize ?? 1;
     this.capacity = options.capacity ?? contextLength;
+    for (const name of ["batchSize", "capacity"] as const) {
+      if (!Number.isSafeInteger(this[name]) || this[name] < 1) {
+        throw new RangeError(`${name} must be a whole number of at least 1, not ${this[name]}`);
+      }
+    }
     if (this.capacity > contextLength) {
       throw new RangeError(`${this.capacity} tokens are more than model.contextLength ${contextLength}`);
     }
@@ -64,6 +69,7 @@ export class Decoder implements Disposable {
   /** Forgets the tokens of one slot, or of all. */
   reset(slot?: number): void {
     if (slot === undefined) this.positions.fill(0);
+    else if (this.positions[slot] === undefined) throw new RangeError(this.#noSlot(slot));
     else this.positions[slot] = 0;
   }
 
@@ -149,11 +155,15 @@ export class Decoder implements Disposable {
     for (const buffer of this.#buffers.values()) buffer[Symbol.dispose]();
   }
 
+  #noSlot(slot: number): string {
+    return `there is no slot ${slot}: the cache has ${this.batchSize}`;
+  }
+
   #checkSlots(slots: readonly number[], length: number): void {
     const seen = new Set<number>();
     for (const slot of slots) {
       const position = this.positions[slot];
-      if (position === undefined) throw new RangeError(`there is no slot ${slot}: the cache has ${this.batchSize}`);
+      if (position === undefined) throw new RangeError(this.#noSlot(slot));
       if (seen.has(slot)) throw new RangeError(`slot ${slot} is given twice`);
       seen.add(slot);
       if (position + length > this.capacity) {
@@ -165,6 +175,8 @@ export class Decoder implements Disposable {
   #checkTemperatures(temperatures: readonly number[], batch: number, allLogits: boolean): void {
     const { length } = temperatures;
     if (length !== batch) throw new RangeError(`${length} temperatures for ${batch} sequences: give one for each`);
+    const wrong = temperatures.find((temperature) => !(temperature >= 0 && Number.isFinite(temperature)));
+    if (wrong !== undefined) throw new RangeError(`temperatures must be numbers ≥ 0, not ${wrong}`);
     if (allLogits) throw new RangeError("temperatures are of last positions: not with allLogits");
     const { logitSoftCap } = this.model.config;
     if (logitSoftCap > 0 && temperatures.some((temperature) => temperature > 0)) {

@@ -81,6 +81,9 @@ export class GenerationBatch implements Disposable {
     readonly model: TransformerLM,
     readonly slots: number,
   ) {
+    if (!Number.isSafeInteger(slots) || slots < 1) {
+      throw new RangeError(`slots must be a whole number of at least 1, not ${slots}`);
+    }
     this.#decoder = new Decoder(model, { batchSize: slots });
     this.#free = Array.from({ length: slots }, (_, i) => i);
   }

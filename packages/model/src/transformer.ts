@@ -114,6 +114,9 @@ export class TransformerLM implements Disposable {
     const { contextLength, dModel, numHeads, position } = this.config;
     if (options.weights) checkWeights(parameterGroups(this.config).flat(), options.weights);
     this.activations = options.activations ?? "keep";
+    if (this.activations !== "keep" && this.activations !== "recompute") {
+      throw new RangeError(`activations must be keep or recompute, not ${String(this.activations)}`);
+    }
     this.zLoss = options.zLoss ?? 0;
     if (!(this.zLoss >= 0 && Number.isFinite(this.zLoss))) {
       throw new RangeError(`zLoss must be a number ≥ 0, not ${this.zLoss}`);
@@ -123,6 +126,9 @@ export class TransformerLM implements Disposable {
       throw new RangeError(`precision must be fp32 or bf16, not ${String(this.precision)}`);
     }
     const multiple = options.vocabularyMultiple ?? (this.device.name === "cpu" ? 1 : GPU_VOCABULARY_MULTIPLE);
+    if (!Number.isSafeInteger(multiple) || multiple < 1) {
+      throw new RangeError(`vocabularyMultiple must be a whole number of at least 1, not ${multiple}`);
+    }
     this.store = new ParameterStore(this.device, parameterGroups(this.config, multiple), this.type);
     this.rope = position === "rope" ? ropeTable(this.device, contextLength, dModel / numHeads, this.config) : null;
     if (options.weights) this.load(options.weights);
@@ -163,7 +169,12 @@ export class TransformerLM implements Disposable {
     targets: Int32Array,
     options: StepOptions & { gradientScale?: number } = {},
   ): number {
-    return this.#run(inputs, targets, options, options.gradientScale ?? 1);
+    const { gradientScale = 1 } = options;
+    // Each token's share must not be 0 in float32, where the kernels take it for the loss alone.
+    if (!Number.isFinite(gradientScale) || (gradientScale !== 0 && Math.fround(gradientScale / inputs.length) === 0)) {
+      throw new RangeError(`gradientScale must be a finite number, and not tiny: ${gradientScale}`);
+    }
+    return this.#run(inputs, targets, options, gradientScale);
   }
 
   /** The loss alone. */
