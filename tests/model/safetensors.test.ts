@@ -120,6 +120,28 @@ describe("round trip", () => {
     expect(() => new SafetensorsFile(whole).toFloat32("a")).toThrow("tensor a is I32, not F32, BF16, F16 or F64");
   });
 
+  test("tensors of kinds that we do not read are no reason to refuse a file", () => {
+    for (const [dtype, bytes] of Object.entries({ U16: 2, U32: 4, U64: 8, F8_E4M3: 1, F8_E5M2: 1, I8: 1, BOOL: 1 })) {
+      const b = { dtype: "F32", shape: [1], data_offsets: [3 * bytes, 3 * bytes + 4] };
+      using file = new SafetensorsFile(
+        fileOf({ a: { dtype, shape: [3], data_offsets: [0, 3 * bytes] }, b }, 3 * bytes + 4),
+      );
+      expect(file.toFloat32("b").data).toEqual(Float32Array.of(0));
+      expect(() => file.toFloat32("a")).toThrow(`tensor a is ${dtype}, not F32`);
+    }
+  });
+
+  test("a name that every object has is one like others; twice the same and data of another size are not written", () => {
+    const entry = (name: string, count = 1) => {
+      return { name, dtype: "F32" as const, shape: [1], data: () => new Float32Array(count) };
+    };
+    using file = new SafetensorsFile(concatenated([...safetensorsChunks([entry("__proto__")], {})]));
+    expect(file.float32("__proto__").data).toEqual(Float32Array.of(0));
+    expect(() => [...safetensorsChunks([entry("a"), entry("a")], {})]).toThrow("there are two tensors a");
+    expect(() => [...safetensorsChunks([entry("__metadata__")], {})]).toThrow("the format's own name");
+    expect(() => [...safetensorsChunks([entry("a", 2)], {})]).toThrow("tensor a [1] cannot hold 2 values");
+  });
+
   test("no tensors, no metadata", () => {
     using file = new SafetensorsFile(fileOf({}));
     expect([file.tensors.size, file.metadata]).toEqual([0, {}]);

@@ -6,16 +6,21 @@ import { closeSync, fsyncSync, openSync, readSync, renameSync, rmSync, statSync,
 import { dirname } from "node:path";
 import { fromBfloat16, fromFloat16, toBfloat16, toFloat16 } from "./half.ts";
 
-/** Bytes per element of the dtypes that we read. */
+/** Bytes per element of the dtypes that a file may have, not all of which we read. */
 const DTYPES: Record<string, number> = {
   F64: 8,
   F32: 4,
   F16: 2,
   BF16: 2,
+  F8_E4M3: 1,
+  F8_E5M2: 1,
   I64: 8,
   I32: 4,
   I16: 2,
   I8: 1,
+  U64: 8,
+  U32: 4,
+  U16: 2,
   U8: 1,
   BOOL: 1,
 };
@@ -45,23 +50,31 @@ export class SafetensorsError extends Error {
   override name = "SafetensorsError";
 }
 
-/** The parts of a file, in order. The header is padded so that data starts at a multiple of 64 bytes. */
+/**
+ * The parts of a file, in order. The header is padded so that data starts at a multiple of 64 bytes.
+ * @throws RangeError for a name that is given twice or is the format's own, and for data that do not fill their shape
+ */
 export function* safetensorsChunks(entries: TensorEntry[], metadata: Record<string, string>): Generator<Uint8Array> {
-  const header: Record<string, unknown> = { __metadata__: metadata };
+  const header = new Map<string, unknown>([["__metadata__", metadata]]);
   let offset = 0;
   for (const { name, dtype, shape } of entries) {
+    if (header.has(name)) throw new RangeError(`there are two tensors ${name}, or it is the format's own name`);
     const bytes = shape.reduce((a, b) => a * b, 1) * DTYPES[dtype]!;
-    header[name] = { dtype, shape, data_offsets: [offset, offset + bytes] };
+    header.set(name, { dtype, shape, data_offsets: [offset, offset + bytes] });
     offset += bytes;
   }
-  const json = new TextEncoder().encode(JSON.stringify(header));
+  const json = new TextEncoder().encode(JSON.stringify(Object.fromEntries(header)));
   const padded = Math.ceil((json.length + 8) / 64) * 64 - 8;
   const head = new Uint8Array(8 + padded).fill(0x20);
   new DataView(head.buffer).setBigUint64(0, BigInt(padded), true);
   head.set(json, 8);
   yield head;
-  for (const { dtype, data } of entries) {
-    const values = dtype === "F32" ? data() : dtype === "F16" ? toFloat16(data()) : toBfloat16(data());
+  for (const { name, dtype, shape, data } of entries) {
+    const floats = data();
+    if (floats.length !== shape.reduce((a, b) => a * b, 1)) {
+      throw new RangeError(`tensor ${name} [${shape.join(", ")}] cannot hold ${floats.length} values`);
+    }
+    const values = dtype === "F32" ? floats : dtype === "F16" ? toFloat16(floats) : toBfloat16(floats);
     yield new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
   }
 }
