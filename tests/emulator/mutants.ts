@@ -78,7 +78,7 @@ function deviceFunctions(lines: string[]): { begin: number; end: number }[] {
 }
 
 /** Every mutant of the kernels as they are. */
-export function allMutants(): Mutant[] {
+function allMutants(): Mutant[] {
   const mutants: Mutant[] = [];
   for (const file of readdirSync(join(KERNELS, "cuda")).sort()) {
     if (!TESTS[file]) continue;

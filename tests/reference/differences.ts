@@ -5,12 +5,13 @@
  * for bit. With h = 1e-5 expect about 1e-9 of the scale of `f`.
  */
 
+const h = 1e-5;
+
 /** ∂f/∂values[index] for each of the chosen indices. */
 export function numericalGradient(
   f: () => number,
   values: Float64Array,
   indices: Iterable<number> = values.keys(),
-  h = 1e-5,
 ): Float64Array {
   return Float64Array.from(indices, (index) => {
     const original = values[index];
@@ -31,7 +32,6 @@ export function directionalDerivative(
   f: () => number,
   values: readonly Float64Array[],
   directions: readonly ArrayLike<number>[],
-  h = 1e-5,
 ): number {
   const originals = values.map((array) => array.slice());
   const moveTo = (s: number) =>

@@ -255,7 +255,7 @@ export function add(a: Numeric, b: Numeric): Array64 {
 }
 
 /** a ⊙ b, elementwise */
-export function multiply(a: Numeric, b: Numeric): Array64 {
+function multiply(a: Numeric, b: Numeric): Array64 {
   return { shape: [...a.shape], data: Float64Array.from(a.data, (value, i) => value * b.data[i]) };
 }
 

@@ -52,7 +52,7 @@ export interface ModelConfig {
 export type Weights = Record<string, Numeric>;
 
 /** The configuration with nothing left out. */
-export function withDefaults(config: ModelConfig): Required<ModelConfig> {
+function withDefaults(config: ModelConfig): Required<ModelConfig> {
   return {
     ...config,
     numKeyValueHeads: config.numKeyValueHeads ?? config.numHeads,

@@ -13,7 +13,7 @@ import { Workplace, storyText } from "./support/workplace.ts";
 
 const content = Buffer.from(Array.from({ length: 400_000 }, (_, i) => (i * i * 31 + i) % 251));
 const sha256 = createHash("sha256").update(content).digest("hex");
-const dataset: HubDataset = { repository: "some/data", files: /^data\/.*\.bin$/, field: "text", about: "" };
+const dataset: HubDataset = { repository: "some/data", files: /^data\/.*\.bin$/, field: "text" };
 const file: HubFile = { path: "data/part-0.bin", size: content.length, sha256 };
 
 /** What the server does with one request after the other; after the last, it behaves. */

@@ -27,14 +27,13 @@ const UPDATE_RMS = 0.2;
 const TINY = 1e-20;
 
 /** Hidden matrices: all but the embedding and the output projection, whose rows belong to single tokens. */
-export function isHiddenMatrix({ name, shape }: { name: string; shape: readonly number[] }): boolean {
+function isHiddenMatrix({ name, shape }: { name: string; shape: readonly number[] }): boolean {
   return shape.length === 2 && name !== "token_embeddings.weight" && name !== "lm_head.weight";
 }
 
 const COMPUTE_STREAM = 0;
 
 export class Muon extends AdamW {
-  readonly momentum: number;
   #matrices: Parameter[];
   /** momentum, A, B, C, 1 / TINY, −weightDecay, and for each matrix the size of its update at learning rate 1. */
   #constants: Tensor;
@@ -48,7 +47,6 @@ export class Muon extends AdamW {
     const { momentum = 0.95, ...others } = options;
     if (!(momentum >= 0 && momentum < 1)) throw new RangeError(`momentum must lie in [0, 1), not ${momentum}`);
     super(parameters, { ...others, leaves: isHiddenMatrix });
-    this.momentum = momentum;
     const { device } = this.store;
     this.#matrices = [...parameters.values()].filter(isHiddenMatrix);
     const largest = Math.max(1, ...this.#matrices.map(({ value }) => value.count));

@@ -66,7 +66,6 @@ export class Native implements Disposable {
   #capturing: Set<Memory> | undefined;
   /** Whether a call has failed on the device: that error has been told. */
   #deviceFailed = false;
-  readonly backend: string;
 
   /**
    * @param path absolute path of the library
@@ -94,7 +93,6 @@ export class Native implements Disposable {
       library.close();
       throw new NativeError(`${path} has ABI version ${version}, this program needs ${ABI_VERSION}: rebuild it`, 0);
     }
-    this.backend = String(this.#functions.mantou_backend());
     if (options === null) return;
     const handle = new BigUint64Array(new ArrayBuffer(8));
     this.#check(this.#functions.mantou_context_create(options.device ?? 0, options.threads ?? 0, handle));

@@ -7,7 +7,7 @@ import { Tensor } from "./tensor.ts";
 import type { TransformerLM } from "./transformer.ts";
 
 export const COMPUTE = 0;
-export const COPY = 1;
+const COPY = 1;
 
 /** Steps or batches that can be queued before the first of them must be finished: as many as there are marks. */
 export const IN_FLIGHT = 2;

@@ -22,7 +22,7 @@ export const LOWER = 6;
 /** `\p{M}` */
 export const MARK = 7;
 /** In ASCII_CLASS only: the byte starts or continues a multi-byte character; ask `charAt`. */
-export const MULTIBYTE = 4;
+const MULTIBYTE = 4;
 
 /** Fine classes of all code points, for `charAt`. A megabyte, of which a text's scripts alone come to the processor. */
 export const FINE_CLASSES = new Uint8Array(0x110000);

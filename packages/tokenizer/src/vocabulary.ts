@@ -68,8 +68,6 @@ export function distinctTokens(specialTokens: readonly string[]): Set<string> {
 export class Vocabulary {
   /** Greatest id + 1. */
   readonly size: number;
-  /** Number of tokens; less than `size` where ids are left out. */
-  readonly count: number;
   /** Bytes of token id: `bytes[start[id], start[id] + length[id])`; length 0 means that there is no such token. SPARE_BYTES follow. */
   readonly bytes: Uint8Array;
   readonly start: Int32Array;
@@ -111,7 +109,6 @@ export class Vocabulary {
       byteLength += token.length;
     });
     this.size = size;
-    this.count = vocab.size;
     this.bytes = new Uint8Array(byteLength + SPARE_BYTES);
     this.start = new Int32Array(size);
     this.length = new Int32Array(size);

@@ -1,12 +1,9 @@
 /** How a text to be continued is put to a model. */
 import type { Tokenizer } from "@mantou/tokenizer";
 
-/** The special token between documents, in tokenizers of ours. */
-export const END_OF_TEXT = "<|endoftext|>";
-
 /** Special tokens that begin and end documents: ours (and GPT-2's), Llama 2's, Llama 3's. */
 const MARKS = [
-  [END_OF_TEXT, END_OF_TEXT],
+  ["<|endoftext|>", "<|endoftext|>"],
   ["<s>", "</s>"],
   ["<|begin_of_text|>", "<|end_of_text|>"],
 ] as const;

@@ -49,7 +49,7 @@ export function storyText(bytes: number, seed = 1): string {
 }
 
 /** A running command. */
-export class Running {
+class Running {
   readonly ended: Promise<Ended>;
   isOver = false;
   readonly #child: ReturnType<typeof spawn>;

@@ -47,7 +47,7 @@ export async function print(chunk: string | Uint8Array): Promise<void> {
 }
 
 /** What a failed command prints. */
-export function errorText(error: unknown, style: Style): string {
+function errorText(error: unknown, style: Style): string {
   if (!(error instanceof UserError)) {
     const stack = error instanceof Error ? (error.stack ?? String(error)) : String(error);
     return `${style.color("red", "unexpected error")}: ${stack}\n`;

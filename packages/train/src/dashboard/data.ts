@@ -56,7 +56,7 @@ export interface Update {
   samples: Sample[];
 }
 
-export function emptyColumns(): Columns {
+function emptyColumns(): Columns {
   return Object.fromEntries(COLUMNS.map((name) => [name, []])) as unknown as Columns;
 }
 
@@ -100,7 +100,7 @@ function appendLine(columns: Columns, line: string): void {
   }
 }
 
-export function readSamples(path: string): Sample[] {
+function readSamples(path: string): Sample[] {
   if (!existsSync(path)) return [];
   const parts = readFileSync(path, "utf8").split(/^--- step (\d+)\n/m);
   const samples: Sample[] = [];

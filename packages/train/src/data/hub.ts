@@ -17,28 +17,26 @@ export interface HubDataset {
   /** Which files of the repository. */
   files: RegExp;
   field: string;
-  /** What it is, for the list of presets. */
-  about: string;
 }
 
 export const hubDatasets: Record<string, HubDataset> = {
+  /** 2.2 GB of children's stories by GPT-4 (Eldan & Li 2023). */
   tinystories: {
     repository: "roneneldan/TinyStories",
     files: /^TinyStoriesV2-GPT4-train\.txt$/,
     field: "text",
-    about: "2.2 GB of children's stories by GPT-4 (Eldan & Li 2023)",
   },
+  /** 100,000 documents of OpenWebText. */
   "openwebtext-sample": {
     repository: "Elriggs/openwebtext-100k",
     files: /^data\/train-.*\.parquet$/,
     field: "text",
-    about: "100,000 documents of OpenWebText",
   },
+  /** 10 billion tokens of educational web pages, 27 GB. */
   "fineweb-edu-10B": {
     repository: "HuggingFaceFW/fineweb-edu",
     files: /^sample\/10BT\/.*\.parquet$/,
     field: "text",
-    about: "10 billion tokens of educational web pages, 27 GB",
   },
 };
 

@@ -28,7 +28,7 @@ export interface ResultRow extends RunOutcome {
 
 const POINTS = 1000;
 
-export function rowOf(run: SweepRun, data: RunData, outcome: RunOutcome): ResultRow {
+function rowOf(run: SweepRun, data: RunData, outcome: RunOutcome): ResultRow {
   const { columns } = data;
   const present = (values: (number | null)[]) => values.filter((value): value is number => value !== null);
   const validations = present(columns.valLoss);
