@@ -157,7 +157,7 @@ export function runGetBatch(options: {
   deviceFor(device);
   const source = ArrayBuffer.isView(dataset) ? new ArrayTokens(dataset) : dataset;
   const reader = new BatchReader(source, batchSize, contextLength);
-  const { inputs, targets } = reader.random(seed ?? crypto.getRandomValues(new Uint32Array(1))[0]!, 0);
+  const { inputs, targets } = reader.at("random", seed ?? crypto.getRandomValues(new Uint32Array(1))[0]!, 0);
   const shape = [batchSize, contextLength];
   return { x: { shape, data: inputs }, y: { shape, data: targets } };
 }

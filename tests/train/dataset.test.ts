@@ -335,7 +335,7 @@ describe("batches", () => {
     );
     for (let step = 0; step < 20; step++) {
       const [first, ...others] = readers.map((reader) => {
-        const { inputs, targets } = reader.random(5, step);
+        const { inputs, targets } = reader.at("random", 5, step);
         return { inputs: [...inputs], targets: [...targets] };
       });
       for (const other of others) expect(other).toEqual(first);
@@ -354,7 +354,7 @@ describe("batches", () => {
     const reader = new BatchReader(counting(starts + 4), 20, 4);
     const seen = new Float64Array(starts);
     for (let step = 0; step < draws / 20; step++) {
-      const { inputs } = reader.random(11, step);
+      const { inputs } = reader.at("random", 11, step);
       for (let i = 0; i < 20; i++) seen[inputs[4 * i]]++;
     }
     const mean = draws / starts;
@@ -366,7 +366,7 @@ describe("batches", () => {
 
   test("are a function of seed and sample number: one batch of 8 is two of 4, steps and seeds differ", () => {
     const batch = (batchSize: number, seed: number, step: number) => [
-      ...new BatchReader(counting(100_000), batchSize, 1).random(seed, step).inputs,
+      ...new BatchReader(counting(100_000), batchSize, 1).at("random", seed, step).inputs,
     ];
     expect(batch(8, 1, 5)).toEqual(batch(8, 1, 5));
     expect(batch(8, 1, 5)).toEqual([...batch(4, 1, 10), ...batch(4, 1, 11)]);
@@ -411,6 +411,6 @@ describe("batches", () => {
     expect(error.fix).toContain("--model.context-length (7 at most)");
     refusal(() => new BatchReader(counting(0), 1, 1));
     const reader = new BatchReader(counting(9), 2, 8);
-    expect([...reader.random(1, 1).targets]).toEqual([1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 4, 5, 6, 7, 8]);
+    expect([...reader.at("random", 1, 1).targets]).toEqual([1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 4, 5, 6, 7, 8]);
   });
 });

@@ -12,7 +12,7 @@ import type { SettledConfig } from "../../packages/train/src/config.ts";
 import { estimateSeconds } from "../../packages/train/src/estimate.ts";
 import { formatPlan, outOfMemory, planTraining } from "../../packages/train/src/plan.ts";
 import { measurePeak } from "../../packages/train/src/measure.ts";
-import { modelConfig, modelOptions } from "../../packages/train/src/run.ts";
+import { modelOptions } from "../../packages/train/src/run.ts";
 import { formatBytes } from "../../packages/train/src/terminal/format.ts";
 import { createOptimizer } from "../../packages/train/src/trainer.ts";
 import { smallConfig } from "./support/training.ts";
@@ -38,7 +38,7 @@ describe("plan", () => {
     test(`is what training steps, evaluation and a sample take: ${precision}, ${activations}`, () => {
       const config = configOf({ precision, activations });
       using device = openDevice("cpu", { threads: 1 });
-      using model = new TransformerLM(modelConfig(config), { device, ...modelOptions(config) });
+      using model = new TransformerLM(config.model, { device, ...modelOptions(config) });
       using optimizer = createOptimizer(model, config);
       const { contextLength } = config.model;
       const tokens = new Int32Array(config.microBatchSize * contextLength).fill(3);
@@ -60,7 +60,7 @@ describe("plan", () => {
   test.each(choices)("for a GPU is what the same takes there: %s, %s", (precision, activations) => {
     const config = configOf({ device: "cuda", precision, activations });
     using device = openDevice("emulated");
-    using model = new TransformerLM(modelConfig(config), { device, ...modelOptions(config) });
+    using model = new TransformerLM(config.model, { device, ...modelOptions(config) });
     model.prepare();
     using optimizer = createOptimizer(model, config);
     using _stepper = new Stepper(model, optimizer, { parts: 2, maxNorm: 1 });
@@ -121,7 +121,7 @@ describe("plan", () => {
     const config = configOf({ evalInterval: 0, evalBatches: 1, model: { ...model, dModel: 128, contextLength: 64 } });
     using device = openDevice("cpu", { threads: 1 });
     const [from, to] = estimateSeconds({ ...config, steps: 1000 }, device).map((seconds) => seconds / 1000);
-    using trained = new TransformerLM(modelConfig(config), { device, ...modelOptions(config) });
+    using trained = new TransformerLM(config.model, { device, ...modelOptions(config) });
     using optimizer = createOptimizer(trained, config);
     const tokens = new Int32Array(config.microBatchSize * 64).fill(3);
     let best = Number.POSITIVE_INFINITY;

@@ -275,8 +275,8 @@ export function attentionForward(
 
 /**
  * dQkv [batch·length, (heads + 2·kvHeads)·headDim], with respect to q and k before rotation, also where `rotated` says
- * that they come rotated. Where v came from rows of
- * its own, so does its gradient go to rows of its own, dValues; the other parts of both are left as they are.
+ * that they come rotated. Where v came from rows of its own, so does its gradient go to rows of its own, dValues; the
+ * other parts of both are left as they are.
  */
 export function attentionBackward(
   dQkv: Tensor,
@@ -361,7 +361,7 @@ export function rope(output: Tensor, input: Tensor, table: Tensor, positions: Te
 export function attentionMasked(output: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Uint8Array | null): void {
   const [batch, queries, dk] = q.shape as [number, number, number];
   const [, keys, dv] = v.shape as [number, number, number];
-  const fits = sameShape(k, k) && k.count === batch * keys * dk && v.count === batch * keys * dv;
+  const fits = k.count === batch * keys * dk && v.count === batch * keys * dv;
   check(fits && output.count === batch * queries * dv, "attention (masked)", { q, k, v, output });
   if (mask && mask.length !== batch * queries * keys) {
     throw new RangeError(`mask has ${mask.length} elements, not ${batch} × ${queries} × ${keys}`);

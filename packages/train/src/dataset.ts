@@ -322,18 +322,13 @@ export class BatchReader {
     return this.read(this.#starts(order, seed, step));
   }
 
-  /** Batch `step` of the random order. */
-  random(seed: number, step: number): Batch {
-    return this.at("random", seed, step);
-  }
-
   /** Begins to fetch a batch from the disk, so that reading it will not have to wait. */
   prefetch(order: Order, seed: number, step: number): void {
     this.source.prefetch?.(this.#starts(order, seed, step), this.contextLength + 1);
   }
 
   /** The places of `count` batches, for a message: the first few of them. */
-  describe(order: Order, seed: number, step: number, count = 1): string {
+  describe(order: Order, seed: number, step: number, count: number): string {
     const starts = Array.from({ length: count }, (_, i) => [...this.#starts(order, seed, step + i)]).flat();
     const shown = starts.slice(0, 4).join(", ");
     return `the ${this.contextLength + 1} tokens from each of ${shown}${starts.length > 4 ? " …" : ""}`;

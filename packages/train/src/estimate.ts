@@ -5,7 +5,7 @@
 import { type Device, type Peaks, Profile, TransformerLM, openPlanningDevice } from "@mantou/model";
 import type { SettledConfig } from "./config.ts";
 import { measureBandwidth, measurePeak } from "./measure.ts";
-import { modelConfig, modelOptions } from "./run.ts";
+import { modelOptions } from "./run.ts";
 import { createOptimizer } from "./trainer.ts";
 
 /**
@@ -21,7 +21,7 @@ const SHARES = { least: 0.55, most: 0.9 };
 export function estimateSeconds(config: SettledConfig, device: Device): [from: number, to: number] {
   const speeds = measureSpeeds(device);
   using planning = openPlanningDevice(device.name === "cpu" ? "cpu" : "cuda", { log: () => {} });
-  using model = new TransformerLM(modelConfig(config), { device: planning, ...modelOptions(config) });
+  using model = new TransformerLM(config.model, { device: planning, ...modelOptions(config) });
   using optimizer = createOptimizer(model, config);
   const seconds = (body: () => void) => {
     planning.profile = new Profile();

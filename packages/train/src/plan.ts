@@ -7,7 +7,7 @@ import { openPlanningDevice } from "@mantou/model";
 import { snapshotBytes } from "./checkpoint.ts";
 import type { SettledConfig } from "./config.ts";
 import { UserError } from "./errors.ts";
-import { modelConfig, modelOptions } from "./run.ts";
+import { modelOptions } from "./run.ts";
 import { flopsPerToken as flopsOf } from "./measure.ts";
 import { flagOf } from "./schema.ts";
 import { type Cell, formatBytes, formatCount, formatDuration, formatTable } from "./terminal/format.ts";
@@ -34,7 +34,7 @@ export interface Plan {
 export function planTraining(config: SettledConfig): Plan {
   const name = config.device === "cpu" ? "cpu" : "cuda";
   using device = openPlanningDevice(name);
-  using model = new TransformerLM(modelConfig(config), { device, ...modelOptions(config) });
+  using model = new TransformerLM(config.model, { device, ...modelOptions(config) });
   model.prepare();
   using optimizer = createOptimizer(model, config);
   const stepping = { parts: config.batchSize / config.microBatchSize, maxNorm: config.clipNorm };

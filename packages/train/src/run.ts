@@ -13,7 +13,7 @@
  */
 import { existsSync, mkdirSync, readFileSync, readdirSync, statSync } from "node:fs";
 import { dirname, join } from "node:path";
-import { type Device, type ModelConfig, TransformerLM, writeAtomically } from "@mantou/model";
+import { type Device, TransformerLM, writeAtomically } from "@mantou/model";
 import type { Tokenizer } from "@mantou/tokenizer";
 import { CheckpointError, checkpointStep, isWholeCheckpoint } from "./checkpoint.ts";
 import { listCheckpoints, loadNewest, loadWeights } from "./checkpoint.ts";
@@ -143,11 +143,6 @@ export function saveConfig(run: RunDirectory, resolved: ResolvedConfig): void {
   writeAtomically(run.config, [new TextEncoder().encode(configJson(resolved))]);
 }
 
-/** The model's part of a run's config. */
-export function modelConfig(config: SettledConfig): ModelConfig {
-  return config.model;
-}
-
 /**
  * Gives a new model the weights of a run to start from; context and rotary frequencies may be others.
  * @throws UserError when that run has no checkpoint, CheckpointError when none of them fits
@@ -195,7 +190,7 @@ export function loadRun(path: string, device: Device, warn: (message: string) =>
   // One that was stopped early has no tokenizer either.
   checkBegun(path);
   const tokenizer = readTokenizer(run.tokenizer, "put back the file that the run was trained with, or train again");
-  const model = new TransformerLM(modelConfig(config), { device, ...modelOptions(config) });
+  const model = new TransformerLM(config.model, { device, ...modelOptions(config) });
   try {
     const step = loadNewest(run.checkpoints, (file) => loadWeights(file, model), warn);
     if (step === undefined) throw noCheckpoint(path);

@@ -15,7 +15,7 @@ import { prepareData, prepareTokenizer } from "../prepare.ts";
 import { presets } from "../presets.ts";
 import { formatPlan, outOfMemory, planTraining } from "../plan.ts";
 import { MACHINE_SETTINGS, type RunDirectory, checkStillFree, initialise } from "../run.ts";
-import { modelConfig, modelOptions, saveConfig } from "../run.ts";
+import { modelOptions, saveConfig } from "../run.ts";
 import { validate } from "../schema.ts";
 import { formatCount, formatDuration, shellWord } from "../terminal/format.ts";
 import { plotCurve } from "../terminal/plot.ts";
@@ -257,7 +257,7 @@ function openForPlan(asked: DeviceName, threads: number): Device | string {
 /** The model with the memory of its steps. @throws UserError when there is not enough */
 function makeModel(config: SettledConfig, device: Device): TransformerLM {
   try {
-    const model = new TransformerLM(modelConfig(config), { device, ...modelOptions(config) });
+    const model = new TransformerLM(config.model, { device, ...modelOptions(config) });
     model.prepare();
     return model;
   } catch (error) {
