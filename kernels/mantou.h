@@ -89,7 +89,7 @@ MANTOU_API int32_t mantou_context_preferred_dtype(mantou_context* context, int32
 
 /* Measures what the device can do at most: multiply-adds in float32 and in the best way to multiply bfloat16 matrices,
  * in operations a second (a multiply-add is two), and reading from memory, in bytes a second. Reads `bytes` bytes of
- * `memory`, which should be more than caches hold. `peaks`: host, float64 [3]. Takes some 50 milliseconds.
+ * `memory`, which should be more than caches hold. `peaks`: host, float64 [3]. Takes half a second.
  * MANTOU_UNSUPPORTED where there is no way to measure. */
 MANTOU_API int32_t mantou_measure_peaks(mantou_context* context, int64_t bytes, const void* memory, double* peaks);
 

@@ -1,5 +1,5 @@
 /**
- * The assertions of JSR's `@std/assert` that our tests use, under the same names and with the same semantics.
+ * The usual assertions of JSR's `@std/assert`, under the same names and with the same semantics, for tests written with it.
  *
  * `@std/assert` is not on npm, so tsconfig's `paths` points that import name here; where JSR is reachable the real
  * package can take this file's place without a change to any test. Every function throws `AssertionError`.

@@ -139,7 +139,8 @@ function writeFile(path: string, parts: Uint8Array[]): void {
 /**
  * Reads GPT-2's `vocab.json` and `merges.txt`.
  *
- * @param options special tokens (those of the vocabulary that text may contain) and the pattern; default none and "gpt2".
+ * @param options special tokens (those of the vocabulary that text may contain), the pattern and the normalization; default
+ * none, "gpt2" and none.
  */
 export function loadGpt2(
   vocabPath: string,
@@ -221,7 +222,7 @@ export function loadCounts(path: string): { counts: PretokenCounts; about: Count
   return withPath(path, () => countsFromFile(readFileSync(path)));
 }
 
-/** The same, without letting anything else run. */
+/** As `trainFromFiles`, on one thread and without letting anything else run. */
 export function trainFromFilesSync(paths: string | readonly string[], options: TrainOptions): Tokenizer {
   const files = openAll(paths);
   try {

@@ -8,6 +8,7 @@
  *   tensorboard/     the same for `tensorboard --logdir runs`
  *   samples.txt      texts sampled on the way
  *   report.html      curves and samples for a browser, written at the end
+ *   wandb/           with --wandb: what W&B's SDK keeps there, and the run's id
  *   skipped.json     the steps that were passed over after the run diverged, if there are any
  *   lock.tmp-PID     while a process trains, to keep others away
  */
