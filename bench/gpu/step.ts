@@ -21,7 +21,7 @@ const shapes = {
   /** The CS336 handout's 17M TinyStories shape. */
   tinystories: { vocab: 10_000, ctx: 256, d: 512, layers: 4, heads: 16, ff: 1344, batch: 512 },
   "124m": { vocab: 50_304, ctx: 1024, d: 768, layers: 12, heads: 12, ff: 2048, batch: 64 },
-  "350m": { vocab: 50_304, ctx: 1024, d: 1024, layers: 24, heads: 16, ff: 2736, batch: 32 },
+  "350m": { vocab: 50_304, ctx: 1024, d: 1024, layers: 24, heads: 16, ff: 2752, batch: 32 },
 };
 type Shape = (typeof shapes)["toy"];
 
