@@ -1,6 +1,6 @@
 /** The safetensors format: what is written is read back by us and by an independent parser; anything else is refused. */
 import { afterAll, describe, expect, test } from "bun:test";
-import { mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, readdirSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { SafetensorsError, SafetensorsFile, type TensorEntry, fromBfloat16, fromFloat16 } from "@mantou/model";
@@ -140,6 +140,13 @@ describe("round trip", () => {
     expect(() => [...safetensorsChunks([entry("a"), entry("a")], {})]).toThrow("there are two tensors a");
     expect(() => [...safetensorsChunks([entry("__metadata__")], {})]).toThrow("the format's own name");
     expect(() => [...safetensorsChunks([entry("a", 2)], {})]).toThrow("tensor a [1] cannot hold 2 values");
+  });
+
+  test.skipIf(process.platform !== "linux")("a tensor of 2 GiB is written whole", () => {
+    const path = join(folder, "large.safetensors");
+    // Nothing needs the room: the bytes go to a device, and only the sync after the last of them fails.
+    symlinkSync("/dev/null", `${path}.tmp-${process.pid}`);
+    expect(() => writeAtomically(path, [new Uint8Array(2 ** 31)])).toThrow("fsync");
   });
 
   test("no tensors, no metadata", () => {

@@ -28,6 +28,9 @@ const DTYPES: Record<string, number> = {
 /** The format's own limit on the header. */
 const MAX_HEADER = 100_000_000;
 
+/** Bytes written in one go: writeSync takes less than 2³¹. */
+const MOST_WRITTEN = 1 << 30;
+
 /** One tensor to write; `data` is asked for when its turn comes, and rounded to `dtype`. */
 export interface TensorEntry {
   name: string;
@@ -89,7 +92,7 @@ export function writeAtomically(path: string, chunks: Iterable<Uint8Array>): voi
     const file = openSync(temporary, "w");
     try {
       for (const chunk of chunks) {
-        for (let done = 0; done < chunk.length;) done += writeSync(file, chunk, done, chunk.length - done);
+        for (let done = 0; done < chunk.length;) done += writeSync(file, chunk.subarray(done, done + MOST_WRITTEN));
       }
       fsyncSync(file);
     } finally {
