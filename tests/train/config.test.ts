@@ -19,6 +19,7 @@ import {
 } from "../../packages/train/src/config.ts";
 import { UserError } from "../../packages/train/src/errors.ts";
 import { presets } from "../../packages/train/src/presets.ts";
+import { refusal } from "./support/refusal.ts";
 
 const directory = mkdtempSync(join(tmpdir(), "config-test-"));
 afterAll(() => rmSync(directory, { recursive: true }));
@@ -28,16 +29,6 @@ function file(content: unknown): string {
   const path = join(directory, `${files++}.json`);
   writeFileSync(path, typeof content === "string" ? content : JSON.stringify(content));
   return path;
-}
-
-function refusal(act: () => unknown): UserError {
-  try {
-    act();
-  } catch (error) {
-    if (error instanceof UserError) return error;
-    throw error;
-  }
-  throw new Error("nothing was refused");
 }
 
 /** What the trainer chooses before it starts. */

@@ -8,7 +8,7 @@ import { NativeError, openDevice } from "@mantou/model";
 import fc from "fast-check";
 import { ArrayTokens, BatchReader, TokenFile, type TokenSource } from "../../packages/train/src/dataset.ts";
 import { TokenWriter, readSidecar, sidecarPath, writeTokens } from "../../packages/train/src/dataset.ts";
-import { UserError } from "../../packages/train/src/errors.ts";
+import { refusal } from "./support/refusal.ts";
 
 const base = mkdtempSync(join(tmpdir(), "mantou-dataset-"));
 const device = openDevice("cpu", { threads: 1 });
@@ -33,16 +33,6 @@ function read(source: TokenSource, start: number, count: number): number[] {
 
 function open(path: string, expected = { ...about }): TokenFile {
   return new TokenFile(device, path, expected);
-}
-
-function refusal(act: () => unknown): UserError {
-  try {
-    act();
-  } catch (error) {
-    if (error instanceof UserError) return error;
-    throw error;
-  }
-  throw new Error("nothing was refused");
 }
 
 describe("writing and reading .bin", () => {

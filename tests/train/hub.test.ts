@@ -7,9 +7,9 @@ import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type HubDataset, type HubFile, fetchHubFile, listHubFiles } from "../../packages/train/src/data/hub.ts";
-import { UserError } from "../../packages/train/src/errors.ts";
 import { readManifest } from "../../packages/train/src/shards.ts";
 import { Workplace, storyText } from "./support/workplace.ts";
+import { rejection } from "./support/refusal.ts";
 
 const content = Buffer.from(Array.from({ length: 400_000 }, (_, i) => (i * i * 31 + i) % 251));
 const sha256 = createHash("sha256").update(content).digest("hex");
@@ -85,16 +85,6 @@ const options = () => ({
   onRetry: (m: string) => void retries.push(m),
 });
 
-async function refusal(act: () => Promise<unknown>): Promise<UserError> {
-  try {
-    await act();
-  } catch (error) {
-    if (error instanceof UserError) return error;
-    throw error;
-  }
-  throw new Error("nothing was refused");
-}
-
 async function fetched(...plan: Behaviour[]): Promise<Buffer> {
   behaviours = plan;
   const path = await fetchHubFile(dataset, file, folder, options());
@@ -141,7 +131,7 @@ describe("a file", () => {
     expect((await fetched(lie)).equals(content)).toBe(true);
     rmSync(join(folder, "part-0.bin"));
     behaviours = [lie, lie];
-    const error = await refusal(() => fetchHubFile(dataset, file, folder, options()));
+    const error = await rejection(() => fetchHubFile(dataset, file, folder, options()));
     expect(error.message).toContain(sha256);
     expect(error.message).toMatch(/has the SHA-256 [0-9a-f]{64}, the hub says/);
     expect(readdirSync(folder)).toEqual([]);
@@ -157,7 +147,7 @@ describe("a file", () => {
 
   test("is given up after some attempts without progress; what came is kept", async () => {
     behaviours = [drop(100_000), ...Array.from({ length: 9 }, () => answer(502))];
-    const error = await refusal(() => fetchHubFile(dataset, file, folder, options()));
+    const error = await rejection(() => fetchHubFile(dataset, file, folder, options()));
     expect(error.message).toContain("cannot be fetched: the server answered 502 (4 attempts)");
     expect(error.fix).toContain("goes on where it stopped");
     expect(existsSync(join(folder, "part-0.bin.part"))).toBe(true);
@@ -165,7 +155,7 @@ describe("a file", () => {
 
   test.each([401, 403, 404])("is not asked for again after %p", async (status) => {
     behaviours = [answer(status)];
-    const error = await refusal(() => fetchHubFile(dataset, file, folder, { ...options(), token: "secret" }));
+    const error = await rejection(() => fetchHubFile(dataset, file, folder, { ...options(), token: "secret" }));
     expect(error.message).toContain(String(status));
     expect(error.message).not.toContain("secret");
     expect(requests).toHaveLength(1);
@@ -174,7 +164,7 @@ describe("a file", () => {
 
   test("of a server that is not there: the reason is said", async () => {
     const nowhere = { ...options(), endpoint: "http://127.0.0.1:9", attempts: 2 };
-    expect((await refusal(() => fetchHubFile(dataset, file, folder, nowhere))).message).toContain("(2 attempts)");
+    expect((await rejection(() => fetchHubFile(dataset, file, folder, nowhere))).message).toContain("(2 attempts)");
   });
 });
 
@@ -201,7 +191,7 @@ describe("the list of files", () => {
     ["no such file", [json([entry("readme.md")])], "has no file"],
   ] as [string, Behaviour[], string][])("%s is refused", async (_, plan, message) => {
     behaviours = plan;
-    expect((await refusal(() => listHubFiles(dataset, options()))).message).toContain(message);
+    expect((await rejection(() => listHubFiles(dataset, options()))).message).toContain(message);
   });
 });
 

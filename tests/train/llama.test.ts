@@ -8,7 +8,6 @@ import { Tokenizer } from "@mantou/tokenizer";
 import { loadTokenizer } from "@mantou/tokenizer/files";
 import { toHuggingFace } from "@mantou/tokenizer/formats";
 import fc from "fast-check";
-import { UserError } from "../../packages/train/src/errors.ts";
 import { checkLlama, fromHuggingFaceConfig, toHuggingFaceConfig } from "../../packages/train/src/llama/config.ts";
 import { exportHuggingFace } from "../../packages/train/src/llama/export-hf.ts";
 import { quantizeQ8 } from "../../packages/train/src/llama/export-gguf.ts";
@@ -17,6 +16,7 @@ import { readHuggingFaceTokenizer } from "../../packages/train/src/llama/tokeniz
 import { llamaTensors, toHalfSplit, toNeighbours } from "../../packages/train/src/llama/weights.ts";
 import { RunDirectory, loadRun } from "../../packages/train/src/run.ts";
 import { Workplace, flags, smallFlags, storyText, temporariesIn } from "./support/workplace.ts";
+import { refusal } from "./support/refusal.ts";
 
 const place = new Workplace();
 afterAll(() => place[Symbol.dispose]());
@@ -32,16 +32,6 @@ const config = resolveModelConfig({
   dFf: 48,
   ropeTheta: 1e4,
 });
-
-function refusal(act: () => unknown): string {
-  try {
-    act();
-  } catch (error) {
-    if (error instanceof UserError) return error.message;
-    throw error;
-  }
-  throw new Error("nothing was refused");
-}
 
 describe("rows of rotary projections", () => {
   test("pairs of neighbours become pairs half a head apart", () => {
@@ -102,7 +92,9 @@ describe("config.json", () => {
       [{ num_hidden_layers: 0 }, "num_hidden_layers"],
       [{ vocab_size: undefined }, "vocab_size"],
     ] as [object, string][]) {
-      expect(refusal(() => fromHuggingFaceConfig({ ...base, ...changes }, "DIR/config.json"))).toContain(message);
+      expect(refusal(() => fromHuggingFaceConfig({ ...base, ...changes }, "DIR/config.json")).message).toContain(
+        message,
+      );
     }
     for (const content of [null, 3, "llama", []]) refusal(() => fromHuggingFaceConfig(content, "config.json"));
   });
@@ -114,7 +106,7 @@ describe("config.json", () => {
       [{ position: "none" }, 'position "none"'],
       [{ ffn: "silu" }, 'ffn "silu"'],
     ] as const) {
-      expect(refusal(() => checkLlama(resolveModelConfig({ ...config, ...changes })))).toContain(message);
+      expect(refusal(() => checkLlama(resolveModelConfig({ ...config, ...changes }))).message).toContain(message);
     }
   });
 });
@@ -153,7 +145,7 @@ describe("tokenizer.json", () => {
     for (const [damage, message] of cases) {
       const json = file();
       damage(json);
-      expect(refusal(() => read(json))).toContain(message);
+      expect(refusal(() => read(json)).message).toContain(message);
     }
   });
 });

@@ -6,8 +6,9 @@ import fc from "fast-check";
 import { z } from "zod";
 import { type Command, helpText, parseFlags, parseOptions } from "../../packages/train/src/cli/options.ts";
 import { trainConfigSchema } from "../../packages/train/src/config.ts";
-import { HelpRequest, UserError } from "../../packages/train/src/errors.ts";
+import { HelpRequest } from "../../packages/train/src/errors.ts";
 import { editDistance, fieldsOf, kebab, nearest, unflatten } from "../../packages/train/src/schema.ts";
+import { refusal } from "./support/refusal.ts";
 
 const sampler = {
   usage: "bun run sample",
@@ -40,16 +41,6 @@ const sampler = {
 } satisfies Command;
 
 const run = (...argv: string[]) => parseOptions(sampler, ["in.txt", "--run", "r", ...argv]).options;
-
-function refusal(act: () => unknown): UserError {
-  try {
-    act();
-  } catch (error) {
-    if (error instanceof UserError) return error;
-    throw error;
-  }
-  throw new Error("nothing was refused");
-}
 
 describe("values", () => {
   test("defaults fill what is not given", () => {

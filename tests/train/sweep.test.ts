@@ -2,11 +2,11 @@
 import { afterAll, describe, expect, test } from "bun:test";
 import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { UserError } from "../../packages/train/src/errors.ts";
 import { readMetrics } from "../../packages/train/src/metrics.ts";
 import { readSweep, resolveRun } from "../../packages/train/src/sweep/plan.ts";
 import type { ResultRow } from "../../packages/train/src/sweep/results.ts";
 import { Workplace, root, storyText, temporariesIn, until } from "./support/workplace.ts";
+import { refusal } from "./support/refusal.ts";
 
 const place = new Workplace();
 afterAll(() => place[Symbol.dispose]());
@@ -30,16 +30,6 @@ const write = (name: string, content: unknown) =>
   place.file(`${name}.json`, typeof content === "string" ? content : JSON.stringify(content));
 const resultsOf = (directory: string) =>
   JSON.parse(readFileSync(join(directory, "results.json"), "utf8")) as ResultRow[];
-
-function refusal(act: () => unknown): UserError {
-  try {
-    act();
-  } catch (error) {
-    if (error instanceof UserError) return error;
-    throw error;
-  }
-  throw new Error("nothing was refused");
-}
 
 describe("the file", () => {
   test("a grid makes a run of every combination, named by its values", () => {

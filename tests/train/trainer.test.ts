@@ -2,22 +2,13 @@
 import { describe, expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { type Device, type TransformerLM, openDevice } from "@mantou/model";
-import { UserError } from "../../packages/train/src/errors.ts";
+import type { UserError } from "../../packages/train/src/errors.ts";
 import { MACHINE_FIELDS, type StepMetrics, readMetrics } from "../../packages/train/src/metrics.ts";
 import type { TrainerEvents } from "../../packages/train/src/trainer.ts";
 import type { TokenSource } from "../../packages/train/src/dataset.ts";
 import { queueing } from "../support/queueing.ts";
 import { patternTokens, smallConfig, trainSmall } from "./support/training.ts";
-
-async function refusal(act: () => Promise<unknown>): Promise<UserError> {
-  try {
-    await act();
-  } catch (error) {
-    if (error instanceof UserError) return error;
-    throw error;
-  }
-  throw new Error("nothing was refused");
-}
+import { rejection } from "./support/refusal.ts";
 
 /** Data in which a batch, whenever it is read, is noise. */
 function noisyAt(call: number): TokenSource {
@@ -97,7 +88,7 @@ describe("divergence", () => {
 
   test("stops and names step, batch and parameter; the checkpoint before it is sound", async () => {
     const config = smallConfig();
-    const error = await refusal(() => trainSmall({ config, events: spoil() }));
+    const error = await rejection(() => trainSmall({ config, events: spoil() }));
     expect(error.message).toMatch(/^step 13 diverged: the loss is (NaN|Infinity), not a finite number/);
     expect(error.message).toContain("first in the weight layers.1.ffn.w2.weight, row 1, column 3: Infinity (1 of ");
     expect(error.message).toMatch(/its batch: the 9 tokens from each of \d+, \d+, \d+, \d+ …/);
@@ -117,7 +108,7 @@ describe("divergence", () => {
       };
       return {};
     };
-    const error = await refusal(() => trainSmall({ events }));
+    const error = await rejection(() => trainSmall({ events }));
     const where = "gradient of layers.0.attn.k_proj.weight, row 2, column 3: NaN (2 of 256 are not finite)";
     expect(error.message).toStartWith(`step 7 diverged: the gradient is not a finite number, first in the ${where};`);
   });
@@ -150,7 +141,7 @@ describe("divergence", () => {
   });
 
   test("a spike beyond the threshold counts, a smaller one does not", async () => {
-    const error = await refusal(() => trainSmall({ config: smallConfig({ lossSpike: 0.5 }), data: noisyAt(15) }));
+    const error = await rejection(() => trainSmall({ config: smallConfig({ lossSpike: 0.5 }), data: noisyAt(15) }));
     expect(error.message).toMatch(/^step 15 diverged: the loss is \d+\.\d+, the mean of the steps before it \d+\.\d+;/);
     const calm = await trainSmall({ config: smallConfig({ lossSpike: 50 }), data: noisyAt(15) });
     expect(calm.history).toHaveLength(20);
@@ -166,7 +157,7 @@ describe("divergence", () => {
         if (step >= 2) model.store.get("ln_final.weight").value.upload(new Float32Array(16).fill(Number.NaN));
       },
     });
-    const error = await refusal(() =>
+    const error = await rejection(() =>
       trainSmall({ config: smallConfig({ onDivergence: "skip", checkpointInterval: 0 }), events }),
     );
     expect(error.message).toContain("first in the weight ln_final.weight, element 0: NaN (16 of 16");
@@ -213,8 +204,8 @@ describe("on a device that works while the host goes on", () => {
 
   test("a step that diverges is told of as on the CPU, though the next one is underway, and skipped to the same bits", async () => {
     const config = smallConfig({ lossSpike: 0.5 });
-    const expected = await refusal(() => trainSmall({ config, data: noisyAt(14) }));
-    const error = await onQueue("late", (on) => refusal(() => trainSmall({ config, data: noisyAt(14), on })));
+    const expected = await rejection(() => trainSmall({ config, data: noisyAt(14) }));
+    const error = await onQueue("late", (on) => rejection(() => trainSmall({ config, data: noisyAt(14), on })));
     expect(expected.message).toMatch(/^step 14 diverged/);
     expect(error.message.replaceAll(/in \S+$/g, "")).toBe(expected.message.replaceAll(/in \S+$/g, ""));
     const skipping = smallConfig({ lossSpike: 0.5, onDivergence: "skip" });
@@ -238,11 +229,11 @@ describe("on a device that works while the host goes on", () => {
       // The weights get out of hand by themselves, so that the same happens again when steps are repeated.
       const settings = { lr: 3e4, weightDecay: 1, warmupSteps: 0, schedule: "constant" };
       const config = smallConfig(settings);
-      const expected = await refusal(() => trainSmall({ config }));
+      const expected = await rejection(() => trainSmall({ config }));
       using on = open();
       const warnings: string[] = [];
       const events = (): TrainerEvents => ({ onWarning: (message) => warnings.push(message) });
-      const error = await refusal(() => trainSmall({ config, on, events }));
+      const error = await rejection(() => trainSmall({ config, on, events }));
       const what =
         /^step 4 diverged: the (loss|gradient) is (NaN,|not).*, first in the gradient of \S+, .*: NaN \(\d+ of/;
       for (const message of [expected.message, error.message]) expect(message).toMatch(what);

@@ -44,22 +44,18 @@ export function readRecord(directory: string, index: number): PieceRecord | unde
   return existsSync(path) ? (JSON.parse(readFileSync(path, "utf8")) as PieceRecord) : undefined;
 }
 
-/**
- * Begins a preparation, or goes on with one of the same plan.
- * @returns whether it goes on. @throws UserError when another one is under way in the directory
- */
-export function claim(directory: string, plan: Plan): boolean {
+/** Begins a preparation, or goes on with one of the same plan. @throws UserError when another one is under way there */
+export function claim(directory: string, plan: Plan): void {
   const path = join(workDirectory(directory), "plan.json");
   const text = `${JSON.stringify(plan, null, 2)}\n`;
   if (existsSync(path)) {
-    if (readFileSync(path, "utf8") === text) return true;
+    if (readFileSync(path, "utf8") === text) return;
     throw new UserError(`${directory} holds an unfinished preparation of other sources or settings`, {
       fix: `repeat that command to finish it, take another --out, or remove ${workDirectory(directory)} to begin again`,
     });
   }
   mkdirSync(workDirectory(directory), { recursive: true });
   writeAtomically(path, [new TextEncoder().encode(text)]);
-  return false;
 }
 
 /** Takes away what a preparation of so many pieces has left that came to nothing for training. */
