@@ -31,8 +31,6 @@ function isHiddenMatrix({ name, shape }: { name: string; shape: readonly number[
   return shape.length === 2 && name !== "token_embeddings.weight" && name !== "lm_head.weight";
 }
 
-const COMPUTE_STREAM = 0;
-
 export class Muon extends AdamW {
   #matrices: Parameter[];
   /** momentum, A, B, C, 1 / TINY, −weightDecay, and for each matrix the size of its update at learning rate 1. */
@@ -69,7 +67,7 @@ export class Muon extends AdamW {
       scale(update, this.#constant(6 + i));
       scale(update, lr);
       const decay = this.#buffers[1].view(value.shape);
-      this.#copy(decay, value);
+      decay.copyFrom(value);
       scale(decay, this.#constant(5));
       scale(decay, lr);
       add(value, value, decay);
@@ -93,11 +91,11 @@ export class Muon extends AdamW {
     const [x, product] = [this.#buffers[0].view(shape), this.#buffers[1].view(shape)];
     const moment = this.firstMoments.view(shape, offset);
     const constant = (index: number) => this.#constant(index);
-    this.#copy(x, grad);
+    x.copyFrom(grad);
     if (factor !== null) scale(x, factor);
     scale(moment, constant(0));
     add(moment, moment, x);
-    this.#copy(product, moment);
+    product.copyFrom(moment);
     scale(product, constant(0));
     add(x, x, product);
 
@@ -123,10 +121,5 @@ export class Muon extends AdamW {
 
   #constant(index: number): Tensor {
     return this.#constants.view([1], index);
-  }
-
-  /** A copy that is queued like the operations around it. */
-  #copy(target: Tensor, source: Tensor): void {
-    this.store.device.run("mantou_copy_async", target, source, target.bytes, COMPUTE_STREAM);
   }
 }
