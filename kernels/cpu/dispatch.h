@@ -2,7 +2,7 @@
 // context uses the best one that its processor has.
 //
 // How: the build compiles the files of operations several times with other flags and with MANTOU_TARGET naming them
-// (sse2, avx2, avx512; neon). context.h then gives each operation a symbol of its own per target, and operations.cpp,
+// (sse2, avx2, avx512; neon). This header then gives each operation a symbol of its own per target, and operations.cpp,
 // compiled with them, collects them in a table, OPERATIONS_<target>. dispatch.cpp exports the names of mantou.h, which
 // jump through the context's table. Helpers in headers live in a namespace per target (MANTOU_NAMESPACE), or the linker
 // would keep one copy of each, possibly one that this processor cannot run.

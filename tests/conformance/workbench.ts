@@ -1,6 +1,6 @@
 /**
- * Runs one operation (the tests of kernels/) the way the conformance suite wants it: outputs and workspaces full of NaN beforehand, twice on
- * every device that owes the same bits, compared with what is expected.
+ * Runs one operation (the tests of kernels/) the way the conformance suite wants it: outputs and workspaces full of NaN
+ * beforehand, twice on every device that owes the same bits, compared with what is expected.
  */
 import { type DType, type Device, type FloatType, Tensor } from "@mantou/model";
 import { AssertionError } from "../support/assert.ts";

@@ -41,7 +41,7 @@ export function checkId(vocabulary: Vocabulary, id: number): void {
   }
 }
 
-/** Bytes that a step of `decodeIds` joins before it makes text of them. */
+/** Bytes that a step of `decodeIdsToText` joins before it makes text of them. */
 const STEP = 1 << 16;
 
 /** What one call of `joinTokens` got done. */
