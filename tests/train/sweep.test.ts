@@ -3,7 +3,7 @@ import { afterAll, describe, expect, test } from "bun:test";
 import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { readMetrics } from "../../packages/train/src/metrics.ts";
-import { readSweep, resolveRun } from "../../packages/train/src/sweep/plan.ts";
+import { readSweep, resolveRun } from "../../packages/train/src/sweep/sweep-file.ts";
 import type { ResultRow } from "../../packages/train/src/sweep/results.ts";
 import { Workplace, root, storyText, temporariesIn, until } from "./support/workplace.ts";
 import { refusal } from "./support/refusal.ts";

@@ -7,7 +7,7 @@ import { openDevice } from "@mantou/model";
 import { z } from "zod";
 import { UserError } from "../errors.ts";
 import { checkSweep, executeSweep } from "../sweep/execute.ts";
-import { readSweep } from "../sweep/plan.ts";
+import { readSweep } from "../sweep/sweep-file.ts";
 import { writeResults } from "../sweep/results.ts";
 import { formatTable, shellWord } from "../terminal/format.ts";
 import { ProgressBar } from "../terminal/progress.ts";

@@ -13,7 +13,7 @@ import { RunDirectory } from "../run.ts";
 import { readUpdate } from "../dashboard/data.ts";
 import { isDirectory } from "../shards.ts";
 import { removeTemporaries } from "../temporaries.ts";
-import { type Sweep, type SweepRun, resolveRun } from "./plan.ts";
+import { type Sweep, type SweepRun, resolveRun } from "./sweep-file.ts";
 import type { RunOutcome } from "./results.ts";
 
 /** Memory of a training process besides its model's. */

@@ -6,7 +6,7 @@ import { type RunData, readRun } from "../dashboard/data.ts";
 import { escapeHtml, pageHtml } from "../dashboard/page.ts";
 import { formatCount, formatDuration } from "../terminal/format.ts";
 import { curvesSvg } from "./svg.ts";
-import type { Sweep, SweepRun } from "./plan.ts";
+import type { Sweep, SweepRun } from "./sweep-file.ts";
 
 /** How a run ended. */
 export interface RunOutcome {
