@@ -5,6 +5,8 @@ import {
   type GenerateOptions,
   GenerationBatch,
   type ModelConfig,
+  NativeError,
+  OUT_OF_MEMORY,
   type Precision,
   Random,
 } from "@mantou/model";
@@ -284,6 +286,36 @@ onEveryBackend((_backend, device) => {
         expect(new Set(run(1)).size).toBeLessThan(20);
       }),
     );
+
+    test("what there is not enough memory for leaves none of it behind", () => {
+      const { allocate } = device;
+      /** Runs `work` with memory for one allocation, two, three …, until that is enough. */
+      const expectNothingLeft = (work: () => void) => {
+        let isEnough = false;
+        for (let most = 0; !isEnough; most++) {
+          const [before, left] = [device.memory.total, { count: most }];
+          device.allocate = (...given) => {
+            if (left.count-- === 0) throw new NativeError("no memory", OUT_OF_MEMORY);
+            return allocate.apply(device, given);
+          };
+          try {
+            work();
+            isEnough = true;
+          } catch (error) {
+            expect(error).toBeInstanceOf(NativeError);
+            expect(device.memory.total).toBe(before);
+          } finally {
+            device.allocate = allocate;
+          }
+        }
+      };
+      using model = new TransformerLM({ ...config, qkNorm: true }, { device, weights });
+      expectNothingLeft(() => new Decoder(model)[Symbol.dispose]());
+      expectNothingLeft(() => model.prepare());
+      const before = device.memory.total;
+      expect(() => new TransformerLM(config, { device, seed: -1 })).toThrow("seed must be");
+      expect(device.memory.total).toBe(before);
+    });
 
     test(
       "the cache is freed when a text is not read to its end",

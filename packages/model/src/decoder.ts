@@ -32,12 +32,14 @@ export class Decoder implements Disposable {
   readonly positions: Int32Array;
   readonly batchSize: number;
   readonly capacity: number;
-  #caches: { k: Tensor; v: Tensor }[];
+  /** One a layer. */
+  #keys: Tensor[] = [];
+  #values: Tensor[] = [];
   #buffers = new Map<string, Tensor>();
   /** Steps of one token each, by the number of sequences. */
   #steps = new Map<number, Repeated<Tensor>>();
   /** Gains of the norm of heads. */
-  #ones: Tensor | null;
+  #ones: Tensor | null = null;
 
   /** @param options batchSize: slots, one a sequence; capacity: most tokens of each, at most contextLength */
   constructor(
@@ -58,12 +60,17 @@ export class Decoder implements Disposable {
     this.positions = new Int32Array(this.batchSize);
     const { kvHeads, headDim } = headShape(model.config);
     const shape = [this.batchSize, this.capacity, kvHeads * headDim];
-    this.#caches = Array.from({ length: numLayers }, () => ({
-      k: Tensor.zeros(model.device, shape, model.type, "key/value cache"),
-      v: Tensor.zeros(model.device, shape, model.type, "key/value cache"),
-    }));
-    const ones = () => Tensor.from(model.device, [headDim], new Float32Array(headDim).fill(1), model.type);
-    this.#ones = qkNorm ? ones() : null;
+    const cache = () => Tensor.zeros(model.device, shape, model.type, "key/value cache");
+    try {
+      for (let layer = 0; layer < numLayers; layer++) {
+        this.#keys.push(cache());
+        this.#values.push(cache());
+      }
+      if (qkNorm) this.#ones = Tensor.from(model.device, [headDim], new Float32Array(headDim).fill(1), model.type);
+    } catch (error) {
+      this[Symbol.dispose]();
+      throw error;
+    }
   }
 
   /** Forgets the tokens of one slot, or of all. */
@@ -148,10 +155,7 @@ export class Decoder implements Disposable {
   [Symbol.dispose](): void {
     this.#forgetSteps();
     this.#ones?.[Symbol.dispose]();
-    for (const { k, v } of this.#caches) {
-      k[Symbol.dispose]();
-      v[Symbol.dispose]();
-    }
+    for (const cache of [...this.#keys, ...this.#values]) cache[Symbol.dispose]();
     for (const buffer of this.#buffers.values()) buffer[Symbol.dispose]();
   }
 
@@ -199,7 +203,7 @@ export class Decoder implements Disposable {
     const qkv = this.#buffer("qkv", [input.rows, weight.rows]);
     const attended = this.#buffer("attended", [input.rows, config.dModel]);
     matmul(qkv, input, weight, { transposeB: true });
-    const { k: kCache, v: vCache } = this.#caches[layer]!;
+    const [kCache, vCache] = [this.#keys[layer]!, this.#values[layer]!];
     const batch = places.starts.count;
     const shape = { batch, length: input.rows / batch, ...headShape(config), rope };
     const normed = config.qkNorm ? this.#normHeads(qkv) : qkv;

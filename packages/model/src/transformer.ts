@@ -129,10 +129,11 @@ export class TransformerLM implements Disposable {
     if (!Number.isSafeInteger(multiple) || multiple < 1) {
       throw new RangeError(`vocabularyMultiple must be a whole number of at least 1, not ${multiple}`);
     }
+    const random = new Random(options.seed ?? 0); // refuses a wrong seed before anything is allocated
     this.store = new ParameterStore(this.device, parameterGroups(this.config, multiple), this.type);
     this.rope = position === "rope" ? ropeTable(this.device, contextLength, dModel / numHeads, this.config) : null;
     if (options.weights) this.load(options.weights);
-    else if (!this.device.isPlan) this.#initialise(options.seed ?? 0);
+    else if (!this.device.isPlan) this.#initialise(random);
   }
 
   /** Type of weights and activations. */
@@ -306,14 +307,22 @@ export class TransformerLM implements Disposable {
    * @throws NativeError when there is not enough
    */
   prepare(): void {
-    this.#step ??= this.#plan();
-    void this.#step.activations.workspace;
+    if (this.#step) return;
+    const activations = new Activations(this.device, this.batchSize, this.config.contextLength, this.type);
+    try {
+      this.#step = this.#plan(activations);
+      void activations.workspace;
+    } catch (error) {
+      // A smaller batch of another model may have the memory.
+      this.#step = undefined;
+      activations[Symbol.dispose]();
+      throw error;
+    }
   }
 
   /** Builds the layers around the parameters and plans their memory. */
-  #plan(): Step {
-    const { config, store, device } = this;
-    const activations = new Activations(device, this.batchSize, config.contextLength, this.type);
+  #plan(activations: Activations): Step {
+    const { config, store } = this;
     const { numLayers, dModel } = config;
     const create = (index: number, of: Activations) => createBlock(store, index, config, this.rope, of);
     const blocks =
@@ -338,8 +347,7 @@ export class TransformerLM implements Disposable {
    * CS336 assignment 1, §3.4.1: matrices from N(0, 2 / (dIn + dOut)) truncated at ±3σ, embeddings from N(0, 1)
    * truncated at ±3, gains 1. A tied embedding is drawn as the matrix of the projection that it also is.
    */
-  #initialise(seed: number): void {
-    const random = new Random(seed);
+  #initialise(random: Random): void {
     const parameters = [...this.parameters().values()];
     // One array for all: what is left to the garbage collector counts as memory in use.
     const room = new Float32Array(new ArrayBuffer(4 * Math.max(0, ...parameters.map(({ value }) => value.count))));
