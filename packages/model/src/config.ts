@@ -51,6 +51,12 @@ export const RMSNORM_EPS = 1e-5;
 /** Largest head size that the attention kernels take. */
 export const MAX_HEAD_DIM = 256;
 
+/** @throws RangeError naming the value unless it is a whole number of at least 1 */
+export function checkCount(name: string, value: number): void {
+  if (Number.isSafeInteger(value) && value >= 1) return;
+  throw new RangeError(`${name} must be a whole number of at least 1, not ${value}`);
+}
+
 /**
  * Fills in defaults and checks that the sizes fit together.
  * @throws RangeError naming the field, its value and the fix
@@ -73,12 +79,7 @@ export function resolveModelConfig(config: ModelConfig): ResolvedModelConfig {
     tieEmbeddings: config.tieEmbeddings ?? false,
   };
   const sizes = ["vocabSize", "contextLength", "dModel", "numLayers", "numHeads", "numKeyValueHeads", "dFf"] as const;
-  for (const name of [...sizes, "ropeOriginalContext"] as const) {
-    const value = resolved[name];
-    if (!Number.isSafeInteger(value) || value < 1) {
-      throw new RangeError(`model.${name} must be a whole number of at least 1, not ${value}`);
-    }
-  }
+  for (const name of [...sizes, "ropeOriginalContext"] as const) checkCount(`model.${name}`, resolved[name]);
   const { dModel, numHeads, numKeyValueHeads, ropeTheta } = resolved;
   if (dModel % numHeads !== 0) {
     throw new RangeError(`model.dModel ${dModel} is not a multiple of model.numHeads ${numHeads}`);

@@ -4,6 +4,7 @@
  * it happens to be, so that one can end and another begin while the rest go on (continuous batching, Yu et al. 2022,
  * "Orca", §3).
  */
+import { checkCount } from "./config.ts";
 import { headShape } from "./layers/attention.ts";
 import { HEAD_NORM_EPS } from "./layers/head-norm.ts";
 import { add, attentionCached, embeddingForward, matmul, rmsnormForward } from "./operations.ts";
@@ -49,11 +50,8 @@ export class Decoder implements Disposable {
     const { contextLength, numLayers, qkNorm } = model.config;
     this.batchSize = options.batchSize ?? 1;
     this.capacity = options.capacity ?? contextLength;
-    for (const name of ["batchSize", "capacity"] as const) {
-      if (!Number.isSafeInteger(this[name]) || this[name] < 1) {
-        throw new RangeError(`${name} must be a whole number of at least 1, not ${this[name]}`);
-      }
-    }
+    checkCount("batchSize", this.batchSize);
+    checkCount("capacity", this.capacity);
     if (this.capacity > contextLength) {
       throw new RangeError(`${this.capacity} tokens are more than model.contextLength ${contextLength}`);
     }

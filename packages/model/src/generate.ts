@@ -2,6 +2,7 @@
  * Text generation, token by token, over a key/value cache: one sequence (`generate`), or several side by side that come
  * and go as they please (`GenerationBatch`).
  */
+import { checkCount } from "./config.ts";
 import { Decoder } from "./decoder.ts";
 import { Random } from "./random.ts";
 import { type SamplingOptions, checkSampling, drawToken, sampleToken } from "./sampling.ts";
@@ -81,9 +82,7 @@ export class GenerationBatch implements Disposable {
     readonly model: TransformerLM,
     readonly slots: number,
   ) {
-    if (!Number.isSafeInteger(slots) || slots < 1) {
-      throw new RangeError(`slots must be a whole number of at least 1, not ${slots}`);
-    }
+    checkCount("slots", slots);
     this.#decoder = new Decoder(model, { batchSize: slots });
     this.#free = Array.from({ length: slots }, (_, i) => i);
   }

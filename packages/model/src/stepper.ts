@@ -7,6 +7,7 @@
  * The results have the same bits as `lossAndGradients` and `clipAndStep`, which wait for each.
  */
 import { type AdamW, checkMaxNorm } from "./adamw.ts";
+import { checkCount } from "./config.ts";
 import type { HostMemory } from "./native.ts";
 import { Repeated } from "./repeated.ts";
 import type { Tensor } from "./tensor.ts";
@@ -45,9 +46,7 @@ export class Stepper implements Disposable {
     readonly optimizer: AdamW,
     readonly options: StepperOptions,
   ) {
-    if (!Number.isSafeInteger(options.parts) || options.parts < 1) {
-      throw new RangeError(`parts must be a whole number of at least 1, not ${options.parts}`);
-    }
+    checkCount("parts", options.parts);
     checkMaxNorm(options.maxNorm);
     if (optimizer.store !== model.store) throw new RangeError("the optimizer is not one of this model's parameters");
     const { device } = model;

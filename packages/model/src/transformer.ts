@@ -3,7 +3,7 @@
  * Parameter names are those of CS336 assignment 1.
  */
 import { Activations } from "./activations.ts";
-import { type ModelConfig, type ResolvedModelConfig, resolveModelConfig } from "./config.ts";
+import { type ModelConfig, type ResolvedModelConfig, checkCount, resolveModelConfig } from "./config.ts";
 import type { Device, Precision } from "./device.ts";
 import { Decoder } from "./decoder.ts";
 import { type Block, type Residual, createBlock } from "./layers/block.ts";
@@ -108,9 +108,7 @@ export class TransformerLM implements Disposable {
     this.config = resolveModelConfig(config);
     this.device = options.device;
     this.batchSize = options.batchSize ?? 1;
-    if (!Number.isSafeInteger(this.batchSize) || this.batchSize < 1) {
-      throw new RangeError(`batchSize must be a whole number of at least 1, not ${this.batchSize}`);
-    }
+    checkCount("batchSize", this.batchSize);
     const { contextLength, dModel, numHeads, position } = this.config;
     if (options.weights) checkWeights(parameterGroups(this.config).flat(), options.weights);
     this.activations = options.activations ?? "keep";
@@ -126,9 +124,7 @@ export class TransformerLM implements Disposable {
       throw new RangeError(`precision must be fp32 or bf16, not ${String(this.precision)}`);
     }
     const multiple = options.vocabularyMultiple ?? (this.device.name === "cpu" ? 1 : GPU_VOCABULARY_MULTIPLE);
-    if (!Number.isSafeInteger(multiple) || multiple < 1) {
-      throw new RangeError(`vocabularyMultiple must be a whole number of at least 1, not ${multiple}`);
-    }
+    checkCount("vocabularyMultiple", multiple);
     const random = new Random(options.seed ?? 0); // refuses a wrong seed before anything is allocated
     this.store = new ParameterStore(this.device, parameterGroups(this.config, multiple), this.type);
     this.rope = position === "rope" ? ropeTable(this.device, contextLength, dModel / numHeads, this.config) : null;
