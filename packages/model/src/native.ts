@@ -240,10 +240,9 @@ export class Native implements Disposable {
     if (raw.length + args.length !== parameters.length) {
       throw new TypeError(`${name} takes ${parameters.length} arguments, not ${raw.length + args.length}`);
     }
-    for (const value of args) {
-      raw.push(convert(name, raw.length, parameters[raw.length]!, value));
-      const memory = (value as Slice | null)?.memory;
-      if (this.#capturing && memory instanceof Memory) this.#capturing.add(memory);
+    for (const value of args) raw.push(convert(name, raw.length, parameters[raw.length]!, value));
+    if (this.#capturing) {
+      for (const value of args as (Slice | null)[]) if (value?.memory) this.#capturing.add(value.memory);
     }
     return this.#functions[name](...raw);
   }
