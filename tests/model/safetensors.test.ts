@@ -169,6 +169,7 @@ describe("refuses", () => {
     "an entry that is null": [fileOf({ a: null }), "tensor a has dtype undefined"],
     "an unknown dtype": [fileOf(tensor({ dtype: "F31" }), 8), "tensor a has dtype F31"],
     "a dtype that every object has": [fileOf(tensor({ dtype: "constructor" }), 8), "has dtype constructor"],
+    "a dtype that has no text": [fileOf(tensor({ dtype: { toString: [] } }), 8), 'has dtype {"toString":[]}'],
     "no shape": [fileOf(tensor({ shape: 2 }), 8), "tensor a has no valid shape"],
     "a negative length": [fileOf(tensor({ shape: [-2] }), 8), "no valid shape"],
     "a fractional length": [fileOf(tensor({ shape: [0.5] }), 8), "no valid shape"],

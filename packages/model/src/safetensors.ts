@@ -221,7 +221,8 @@ function parseEntry(name: string, entry: unknown, wrong: (what: string) => Error
   const { dtype, shape, data_offsets: offsets } = (entry ?? {}) as Record<string, unknown>;
   const isSize = (value: unknown) => Number.isSafeInteger(value) && (value as number) >= 0;
   const width = typeof dtype === "string" && Object.hasOwn(DTYPES, dtype) ? DTYPES[dtype] : undefined;
-  if (width === undefined) throw wrong(`tensor ${name} has dtype ${String(dtype)}`);
+  if (width === undefined)
+    throw wrong(`tensor ${name} has dtype ${typeof dtype === "string" ? dtype : JSON.stringify(dtype)}`);
   if (!Array.isArray(shape) || !shape.every(isSize)) throw wrong(`tensor ${name} has no valid shape`);
   if (!Array.isArray(offsets) || offsets.length !== 2 || !offsets.every(isSize)) {
     throw wrong(`tensor ${name} has no valid data_offsets`);
